@@ -1,0 +1,1 @@
+"""What the two long-running processes share: connections, settings, signals, output. `import outbox` never loads it."""

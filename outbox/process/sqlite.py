@@ -1,0 +1,92 @@
+"""sqlite3 connections as relay and log use them: WAL, explicit transactions that wait for their turn, our errors."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import URL
+
+from outbox.errors import ConfigurationError, Fenced, OutboxError, TimedOut, Unreachable
+from outbox.process.urls import shown
+
+MINIMUM = (3, 35, 0)
+_RETRY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def connect(url: URL, *, busy_seconds: float = 10.0, create: bool = False) -> sqlite3.Connection:
+    """Open a connection in autocommit mode; transactions are `with immediate(connection)`.
+
+    Raises:
+        Unreachable: the file is not there (unless `create`) or cannot be opened.
+        ConfigurationError: SQLite is older than 3.35, or the URL names no file.
+    """
+    if sqlite3.sqlite_version_info < MINIMUM:
+        raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError(
+            "an SQLite database in memory is seen by one connection only: name a file, sqlite:///file.db"
+        )
+    with translated(url):
+        mode = "rwc" if create else "rw"
+        path = url.database.replace("?", "%3f").replace("#", "%23")
+        connection = sqlite3.connect(
+            f"file:{path}?mode={mode}", uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = full")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def immediate(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that is the file's one writer from its first statement on."""
+    # A read transaction that wants to write fails at once, in spite of the busy time-out, when another has written.
+    connection.execute("begin immediate")
+    try:
+        yield
+        connection.execute("commit")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        raise
+
+
+@contextmanager
+def translated(url: URL | None = None) -> Iterator[None]:
+    """Turn sqlite3's errors into ours: what the caller can do about them.
+
+    Raises:
+        Fenced: a unique violation: somebody else has taken the step.
+        TimedOut: the file was busy for longer than the busy time-out.
+        Unreachable: the file cannot be opened.
+        ConfigurationError: a table or column is missing, or the file is read-only or no database.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, url) from error
+
+
+def translate(error: sqlite3.Error, url: URL | None = None) -> OutboxError:
+    """Return our error for one of sqlite3's; see `translated`."""
+    words = str(error)
+    code = getattr(error, "sqlite_errorcode", 0) or 0
+    where = f" ({shown(url)})" if url is not None else ""
+    if isinstance(error, sqlite3.IntegrityError):
+        return Fenced(words)
+    if code & 0xFF in _RETRY:
+        return TimedOut(f"{words}: another process writes to this file{where}")
+    if "no such table" in words or "no such column" in words:
+        return ConfigurationError(f"{words}: run `outbox init`, or `outbox check` to see what differs")
+    if code & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return ConfigurationError(f"{words}{where}: name a database file that this process may write to")
+    if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        return Unreachable(f"{words}{where}: is the path right, and was `outbox init` run?")
+    if isinstance(error, sqlite3.OperationalError):
+        return TimedOut(f"{words}{where}")
+    return OutboxError(f"{words}{where}")

@@ -1,0 +1,8 @@
+"""All tables, as SQLAlchemy metadata: the sets `outbox`, `inbox` and `log`. The SQL against them lives with its package."""
+
+from outbox.tables.inbox import InboxTables, inbox_tables
+from outbox.tables.log import LogTables, log_tables
+from outbox.tables.names import Place
+from outbox.tables.outbox import OutboxTables, outbox_tables
+
+__all__ = ["InboxTables", "LogTables", "OutboxTables", "Place", "inbox_tables", "log_tables", "outbox_tables"]
