@@ -50,6 +50,7 @@ class GroupContract:
         member.told.fails = [Retryable("the database is away")]
         with pytest.raises(Retryable, match="the database is away"):
             member.joined()
+        assert member.consumer.assignment() is None, "an empty one would say that all is somebody else's"
         assert numbers(member.read(2).records()) == [0, 1]
 
     def test_a_topic_that_is_missing_is_said_and_read_from_its_first_record_when_it_appears(self, road: Road, log: Log):

@@ -58,17 +58,17 @@ def test_the_partition_is_that_of_the_rule(road: Road):
 
 
 def test_a_poll_is_woken_by_records_and_by_a_member_that_leaves(road: Road):
-    log = road.open()
-    first = Member(log, "orders").until(lambda: True, "")
-    first.poll()
-    second = Member(log, "orders")
-    polled = threading.Thread(target=lambda: second.poll(60))
-    polled.start()
-    first.consumer.close()
     road.put(numbered(1))
-    polled.join(30)
-    assert not polled.is_alive()
-    assert numbers(second.records()) == [0]
+    first, second = Member(road.open(), "orders").read(1), Member(road.open(), "orders", group="g")
+    for member, event in ((first, lambda: road.put(numbered(1, begin=1))), (second, first.consumer.close)):
+        polls = threading.Event()
+        polled = threading.Thread(target=lambda member=member, polls=polls: (polls.set(), member.poll(600)))
+        polled.start()
+        polls.wait()
+        event()
+        polled.join(30)
+        assert not polled.is_alive()
+    assert numbers(first.records()) == numbers(second.records()) == [0, 1]
 
 
 def test_writers_and_readers_in_many_threads_lose_nothing(road: Road):
