@@ -17,6 +17,14 @@ WAIT_SECONDS = 30.0
 PARTITIONS = 4
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+OPENED: list[Closable] = []
+"""Consumers and tails that the running test has opened; closed at its end."""
+
+
 class Road(Protocol):
     """One empty log and a way into it; made by each adapter's fixture `road`, with topics of PARTITIONS partitions."""
 
@@ -58,6 +66,7 @@ class Member:
         self.told = Told(begin)
         self.consumer: Consumer = log.consumer(group, topics, self.told)
         self.batches: list[Batch] = []
+        OPENED.append(self.consumer)
 
     def poll(self, timeout_seconds: float = 0.0) -> Batch | None:
         batch = self.consumer.poll(timeout_seconds)
