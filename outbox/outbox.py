@@ -99,7 +99,7 @@ class Outbox:
             payload: bytes as they are, text as UTF-8, None as a tombstone, anything else by the serializer.
             key: messages of one topic and key keep their order; None promises none.
             type: what happened; the topic if it is not given.
-            headers: your own; the names of `outbox.cloudevents.RESERVED` are refused.
+            headers: your own; `traceparent`, `content-type` and names that begin with `ce_` are refused.
             id: a UUIDv7 is made if it is not given.
 
         Returns:

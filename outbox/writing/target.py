@@ -14,7 +14,15 @@ from outbox.writing import pending
 from outbox.writing.autocommit import refuse_autocommit, refuse_autocommit_option
 from outbox.writing.pending import Bind, Pending, SessionState, Written
 from outbox.writing.statement import OutboxInsert
-from outbox.writing.unpublished import connection_of, refuse_ended_block, savepoints, scopes
+from outbox.writing.unpublished import (
+    begins_without_waiting,
+    connection_of,
+    is_left_behind,
+    only_joined,
+    refuse_ended_block,
+    savepoints,
+    scopes,
+)
 
 DIALECTS = ("postgresql", "sqlite")
 
@@ -71,10 +79,6 @@ def remember(target: Session | Connection, message: Message, insert: OutboxInser
 def _refusals_in_words() -> Iterator[None]:
     try:
         yield
-    except MissingGreenlet as error:
-        raise WriteError(
-            "a transaction cannot be begun here without waiting: begin it first, as in `async with connection.begin()`"
-        ) from error
     except InvalidRequestError as error:
         raise WriteError(f"no message can be written here: {error}") from error
 
@@ -83,6 +87,11 @@ def _remember_in_connection(connection: Connection, message: Message, insert: Ou
     refuse_dialect(connection)
     refuse_autocommit_option(connection)
     if connection.get_transaction() is None:
+        if not begins_without_waiting(connection):
+            raise WriteError(
+                "this AsyncConnection has no transaction, and beginning one takes an await (it listens for `begin`): "
+                "begin first, as in `async with connection.begin()`"
+            )
         connection.begin()
     pending_list = pending_of(connection)
     written = Written(next(pending.numbers), message, insert, savepoints=savepoints(connection))
@@ -133,12 +142,29 @@ def _bind_of(session: Session, table: Table, bind: Bind | None) -> Bind:
 
 def _connection(session: Session, root: SessionTransaction, state: SessionState, bind: Bind) -> Connection | None:
     connection = connection_of(root, bind)
-    if connection is None and isinstance(bind, Connection) and bind.get_transaction() is not None:
-        return bind
-    if connection is None and state.is_committing:
-        # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
-        return _connected(session, bind)
-    return connection
+    if connection is not None:
+        if is_left_behind(session, connection):
+            raise WriteError(
+                "the connection's transaction or savepoint that this session works in was ended behind its back: "
+                "end the session's own transaction first"
+            )
+        return connection
+    if isinstance(bind, Connection) and _can_join_now(bind):
+        # Joined as `execute` would, or the session's commit and rollback would pass by what they are to end.
+        # Where that takes a SAVEPOINT nothing is sent: what is written belongs to the session's scope all the same.
+        return bind if _joins_by_savepoint(session, bind) else root.connection(None, bind=bind)
+    # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
+    return _connected(session, bind) if state.is_committing else None
+
+
+def _can_join_now(connection: Connection) -> bool:
+    return connection.get_transaction() is not None or not connection.dialect.is_async
+
+
+def _joins_by_savepoint(session: Session, connection: Connection) -> bool:
+    mode = session.join_transaction_mode
+    nested = connection.in_nested_transaction()
+    return connection.in_transaction() and (mode == "create_savepoint" or (mode == "conditional_savepoint" and nested))
 
 
 def _connected(session: Session, bind: Bind) -> Connection | None:
@@ -156,11 +182,8 @@ def share(session: Session, state: SessionState, connection: Connection, message
         WriteError: the connection's transaction can take no message, or is none.
     """
     shared = pending_of(connection)
-    # As if the INSERT had run here: closing a session that only joined leaves its work in the outer transaction.
-    mode = session.join_transaction_mode
-    nested = connection.in_nested_transaction()
-    outlives = mode == "rollback_only" or (mode == "conditional_savepoint" and not nested)
-    state.shares(shared, outlives_session=outlives)
+    root = session.get_transaction()
+    state.shares(shared, outlives_session=root is not None and only_joined(root, connection))
     around = savepoints(connection)
     for written in messages:
         shared.add(Written(written.number, written.message, written.insert, written.scopes, around))

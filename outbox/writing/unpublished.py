@@ -5,6 +5,7 @@ from weakref import ref
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util.concurrency import in_greenlet
 
 from outbox.writing.pending import Bind, Scope
 
@@ -45,6 +46,32 @@ def connection_of(transaction: SessionTransaction, bind: Bind) -> Connection | N
         if connection is bind or connection.engine is bind:
             return connection
     return None
+
+
+def only_joined(transaction: SessionTransaction, connection: Connection) -> bool:
+    """Return whether closing the session leaves what it did on `connection` to the transaction that it joined."""
+    joined = transaction._connections.get(connection)  # noqa: SLF001
+    return joined is not None and not joined[2]
+
+
+def is_left_behind(session: Session, connection: Connection) -> bool:
+    """Return whether the connection's transaction or savepoint that the session would end has ended without it."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        joined = transaction._connections.get(connection)  # noqa: SLF001
+        if joined is not None and not joined[1].is_active:
+            return True
+        transaction = transaction.parent
+    return False
+
+
+def begins_without_waiting(connection: Connection) -> bool:
+    """Return whether `connection.begin()` can be called here.
+
+    A listener for `begin` that has to wait, outside of a greenlet, would leave an AsyncConnection that believes itself
+    to be in the middle of beginning for ever, and runs statements without a transaction.
+    """
+    return not connection.dialect.is_async or in_greenlet() or not connection.dispatch.begin
 
 
 def level_on_connect(engine: Engine) -> object:
