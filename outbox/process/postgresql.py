@@ -117,13 +117,14 @@ def refuse_pooler(url: URL) -> None:
     """
     with (
         closing(connect(url, name="outbox: one session?")) as idle,
-        closing(connect(url, name="outbox: another?")) as busy,translated()
+        closing(connect(url, name="outbox: another?")) as busy,
+        translated(),
     ):
         first = _backend(idle)
         with busy.transaction():
-            lent = _backend(busy)
-            again = _backend(idle)
-    if lent == first or again != first:
+            # The second question only if the first says nothing: a pool of one would keep it waiting.
+            borrowed = _backend(busy) == first or _backend(idle) != first
+    if borrowed:
         raise ConfigurationError(
             f"{shown(url)} goes through a transaction pooler: relay and inbox need sessions of their own, so name the"
             " server itself, or a pool in session mode (applications may go on using the pooler)"
