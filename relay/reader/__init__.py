@@ -1,1 +1,1 @@
-"""To be written."""
+"""Reading an outbox in commit order: one contract, one file a dialect."""

@@ -1,0 +1,277 @@
+"""Reading an outbox on PostgreSQL in commit order: windows between snapshots.
+
+A window is the set of entries visible in snapshot S1 and not in S0; inside it the order is by position. A snapshot that sees
+B saw everything that B waited for, so A of the same key lies in the same window, with a lower position, or in an earlier one.
+Nothing waits for open transactions: their entries come in the window in which they become visible.
+
+S1 is taken by a statement of its own, and the statements that read the window start on the same session after it came back:
+an older snapshot under them would see nothing, and the window would count as read.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from outbox.errors import MessageAtFault, Retryable, TimedOut
+from outbox.message import Entry, Message, Position
+from outbox.process.postgresql import Connection, execute, translated
+from outbox.tables import Place
+from relay.checkpoint import Checkpoint
+from relay.logs.headers import header_texts
+from relay.reader.contract import Chunk, Limits, Query
+from relay.topics import TopicPatterns
+
+COLUMNS = "position, id, source, topic, key, type, payload, content_type, headers, created_at"
+SLICE = 500_000
+"""Positions that one statement walks at most, so that its time is bounded however few of them are ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What comes next in a window.
+
+    Attributes:
+        checkpoint: where it begins; both snapshots are set.
+        upto: walk along the primary key up to this position; None: the window is small, sort it.
+        end: the highest position of the window, when it is walked.
+    """
+
+    checkpoint: Checkpoint
+    upto: Position | None = None
+    end: Position | None = None
+
+    @property
+    def last_slice(self) -> bool:
+        """Return whether nothing of the window lies behind this selection."""
+        return self.upto is None or (self.end is not None and self.upto >= self.end)
+
+
+class PostgresqlReader:
+    """Reads one outbox on one connection."""
+
+    def __init__(self, connection: Connection, place: Place, topics: TopicPatterns) -> None:
+        self._connection = connection
+        self._backend = connection.info.backend_pid
+        self._outbox = place.sql("outbox")
+        self._topics, self._bound = _topic_condition(topics)
+        # The extent of the window being walked: a pure function of its two snapshots.
+        self._walked: tuple[str, str, Position, Position] | None = None
+
+    def snapshot(self) -> str:
+        """Return the current snapshot, taken by a statement of its own."""
+        row = self._row("select pg_current_snapshot()::text as snapshot, pg_backend_pid() as backend", {})
+        return str(row["snapshot"])
+
+    def look(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:
+        """Return what comes next; see `Reader.look`."""
+        if checkpoint.snapshot_to is None:
+            snapshot = self.snapshot()
+            if snapshot == checkpoint.snapshot_from:
+                return checkpoint, None
+            checkpoint = replace(checkpoint, snapshot_to=snapshot, last=Position(0))
+        if self._is_walked(checkpoint):
+            return self._walk(checkpoint)
+        entries, size = self._measure(checkpoint, limits)
+        if entries == 0:
+            return _window_done(checkpoint), None
+        if entries <= limits.entries and size <= limits.bytes:
+            return checkpoint, Selection(checkpoint)
+        self._survey(checkpoint)
+        return self._walk(checkpoint)
+
+    def _is_walked(self, checkpoint: Checkpoint) -> bool:
+        return self._walked is not None and self._walked[:2] == (checkpoint.snapshot_from, checkpoint.snapshot_to)
+
+    def _walk(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Selection | None]:
+        assert self._walked is not None  # noqa: S101 - for the type checker; both callers have seen it
+        _, _, first, end = self._walked
+        last = Position(max(checkpoint.last, first - 1))
+        if last >= end:
+            return _window_done(checkpoint), None
+        checkpoint = replace(checkpoint, last=last)
+        return checkpoint, Selection(checkpoint, Position(min(end, last + SLICE)), end)
+
+    def passed(self, selection: Selection) -> Checkpoint:
+        """Return the checkpoint behind a selection that turned out to be empty."""
+        if selection.last_slice:
+            return _window_done(selection.checkpoint)
+        assert selection.upto is not None  # noqa: S101 - a small window is its own last slice
+        return replace(selection.checkpoint, last=selection.upto)
+
+    def before(self, selection: Selection, position: Position) -> Selection:
+        """Return the part of a selection that lies before a position."""
+        return Selection(selection.checkpoint, Position(position - 1))
+
+    def _measure(self, checkpoint: Checkpoint, limits: Limits) -> tuple[int, int]:
+        """Return how many entries the window has yet, and their bytes; counted up to one more than fit."""
+        ranges = self._ranges("position, coalesce(octet_length(payload), 0) as size", "limit %(most)s")
+        row = self._row(
+            "select count(*) as entries, coalesce(sum(size), 0)::bigint as size, pg_backend_pid() as backend"
+            f" from (select * from ({ranges}) as both_ranges limit %(most)s) as window_entries",
+            {**self._parameters(checkpoint), "most": limits.entries + 1},
+        )
+        return int(row["entries"]), int(row["size"])
+
+    def _survey(self, checkpoint: Checkpoint) -> None:
+        """Find the first and last position of a window that is too large for one chunk."""
+        assert checkpoint.snapshot_to is not None  # noqa: S101 - a window has both
+        ranges = self._ranges("position", "", topics=False)
+        try:
+            row = self._row(
+                "select min(position) as first, max(position) as last, pg_backend_pid() as backend"
+                f" from ({ranges}) as window_entries",
+                self._parameters(checkpoint),
+            )
+        except TimedOut:
+            # Too many to look at in one statement: walk the whole table, slice by slice.
+            row = self._row(
+                "select min(position) as first, max(position) as last, pg_backend_pid() as backend"
+                f" from {self._outbox} where position > %(last)s",
+                self._parameters(checkpoint),
+            )
+        extent = Position(row["first"] or 0), Position(row["last"] or 0)
+        self._walked = (checkpoint.snapshot_from, checkpoint.snapshot_to, *extent)
+
+    def query(self, selection: Selection, limits: Limits) -> Query:
+        """Return the selection as a SELECT, and the next checkpoint as expressions over what it gives."""
+        parameters = {**self._parameters(selection.checkpoint), "most": limits.entries, "most_bytes": limits.bytes}
+        position = "greatest(cur.position, tally.last)"
+        if selection.upto is None:
+            state = {"snapshot_from": "%(s1)s", "snapshot_to": "null", "last": "0", "position": position}
+            return Query(self._sorted(), parameters, state)
+        parameters |= {"upto": selection.upto, "end": selection.end}
+        done = "tally.last >= %(end)s" if selection.end is not None else "false"
+        state = {
+            "snapshot_from": f"case when {done} then %(s1)s else %(s0)s end",
+            "snapshot_to": f"case when {done} then null else %(s1)s end",
+            "last": f"case when {done} then 0 else tally.last end",
+            "position": position,
+        }
+        return Query(self._along_primary_key(), parameters, state)
+
+    def fetch(self, selection: Selection, limits: Limits) -> Chunk:
+        """Return the entries of a selection; see `Reader.fetch`."""
+        query = self.query(selection, limits)
+        with translated():
+            rows = execute(
+                self._connection,
+                f"select pg_backend_pid() as backend, chunk.* from ({query.select}) as chunk order by position",
+                query.parameters,
+            ).fetchall()
+        for row in rows[:1]:
+            self._same_backend(row)
+        entries: list[Entry] = []
+        for row in rows:
+            try:
+                entries.append(_entry(row))
+            except ValueError as error:
+                if not entries:
+                    raise MessageAtFault(
+                        f"message {row['id']} of topic {row['topic']!r} (position {row['position']}) cannot be moved: {error};"
+                        " mend or delete its row in the outbox"
+                    ) from None
+                break
+        whole = len(entries) == len(rows)
+        return Chunk(entries, self._after(selection, entries, whole=whole))
+
+    def _after(self, selection: Selection, entries: list[Entry], *, whole: bool) -> Checkpoint:
+        if not entries:
+            return self.passed(selection)
+        last = entries[-1].position
+        checkpoint = replace(selection.checkpoint, position=max(selection.checkpoint.position, last), last=last)
+        ended = selection.upto is None if selection.end is None else last >= selection.end
+        return _window_done(checkpoint) if ended and whole else checkpoint
+
+    def _sorted(self) -> str:
+        return f"select * from ({self._ranges(COLUMNS, '')}) as window_entries order by position"
+
+    def _along_primary_key(self) -> str:
+        walked = (
+            f"select {COLUMNS} from {self._outbox}"
+            " where position > %(last)s and position <= %(upto)s"
+            " and pg_visible_in_snapshot(transaction_id, %(s1)s::pg_snapshot)"
+            " and not pg_visible_in_snapshot(transaction_id, %(s0)s::pg_snapshot)"
+            f"{self._topics} order by position limit %(most)s"
+        )
+        size = "coalesce(octet_length(payload), 0)"
+        running = f"sum({size}) over (order by position rows between unbounded preceding and 1 preceding)"
+        return (
+            f"select * from (select walked.*, coalesce({running}, 0) as bytes_before from ({walked}) as walked)"
+            " as summed where bytes_before < %(most_bytes)s order by position"
+        )
+
+    def _ranges(self, columns: str, limit: str, *, topics: bool = True) -> str:
+        """Return the window as two index ranges, never a scan of what was read.
+
+        What was in progress in S0, one probe each (an `= any(list)` is quadratic behind a bulk load); and what began later.
+        """
+        matching = self._topics if topics else ""
+        in_progress = (
+            "select late.* from pg_snapshot_xip(%(s0)s::pg_snapshot) as open_transaction(id)"
+            f" cross join lateral (select {columns} from {self._outbox}"
+            f" where transaction_id = open_transaction.id and position > %(last)s{matching}"
+            f" order by position {limit}) as late"
+            " where pg_visible_in_snapshot(open_transaction.id, %(s1)s::pg_snapshot)"
+        )
+        began_later = (
+            f"(select {columns} from {self._outbox}"
+            " where transaction_id >= pg_snapshot_xmax(%(s0)s::pg_snapshot)"
+            " and transaction_id < pg_snapshot_xmax(%(s1)s::pg_snapshot)"
+            " and pg_visible_in_snapshot(transaction_id, %(s1)s::pg_snapshot)"
+            f" and position > %(last)s{matching} {limit})"
+        )
+        return f"{in_progress} union all {began_later}"
+
+    def _parameters(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {
+            "s0": checkpoint.snapshot_from,
+            "s1": checkpoint.snapshot_to,
+            "last": checkpoint.last,
+            **self._bound,
+        }
+
+    def _row(self, statement: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        with translated():
+            row = execute(self._connection, statement, parameters).fetchone()
+        if row is None:
+            raise Retryable("the database gave no answer")
+        self._same_backend(row)
+        return row
+
+    def _same_backend(self, row: dict[str, Any]) -> None:
+        if row["backend"] != self._backend:
+            raise Retryable("another server process answered: the connection was lost behind a proxy or a pooler")
+
+
+def _window_done(checkpoint: Checkpoint) -> Checkpoint:
+    assert checkpoint.snapshot_to is not None  # noqa: S101 - a window has both
+    return replace(checkpoint, snapshot_from=checkpoint.snapshot_to, snapshot_to=None, last=Position(0))
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    identity: UUID = row["id"]
+    return Entry(
+        Position(row["position"]),
+        Message(
+            id=identity,
+            topic=row["topic"],
+            key=row["key"],
+            type=row["type"],
+            payload=row["payload"],
+            content_type=row["content_type"],
+            headers=header_texts(row["headers"]),
+            source=row["source"],
+            time=row["created_at"],
+            sequence=Position(row["position"]),
+        ),
+    )
+
+
+def _topic_condition(topics: TopicPatterns) -> tuple[str, dict[str, str]]:
+    """Return a condition on `topic`, beginning with AND, and what it binds."""
+    if topics.everything:
+        return "", {}
+    bound = {f"topic_{n}": name for n, name in enumerate(topics.names)}
+    prefixes = {f"prefix_{n}": prefix for n, prefix in enumerate(topics.prefixes)}
+    parts = [f"topic = %({name})s" for name in bound] + [f"starts_with(topic, %({name})s)" for name in prefixes]
+    return f" and ({' or '.join(parts)})", bound | prefixes
