@@ -132,7 +132,7 @@ class PostgresqlLease:
     def moved(self, row: Mapping[str, Any], sent: float) -> Held:
         """Take over the step that a statement of ours inserted; `sent` is `boot_seconds()` from before it was sent."""
         state = {name: row[name] for name in self._state}
-        self._held = Held(row["step"], row["epoch"], sent + self._seconds, state)
+        self._held = Held(row["step"], row["epoch"], self._seconds, sent + self._seconds, state)
         return self._held
 
     def _one(self, statement: str, parameters: Mapping[str, object] | None = None) -> dict[str, Any] | None:

@@ -100,7 +100,9 @@ class SqliteLease:
 
     def moved(self, row: Mapping[str, Any], sent: float) -> Held:
         """Take over the step that a transaction of ours inserted; `sent` is `boot_seconds()` from before it began."""
-        self._held = Held(row["step"], row["epoch"], sent + self._seconds, {name: row[name] for name in self._state})
+        self._held = Held(
+            row["step"], row["epoch"], self._seconds, sent + self._seconds, {name: row[name] for name in self._state}
+        )
         return self._held
 
     def _insert(self, old: Mapping[str, Any], *, seconds: float | None = None) -> dict[str, Any]:

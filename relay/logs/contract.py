@@ -23,6 +23,7 @@ class Capabilities:
         consumer_groups: a group's committed offsets are kept, and its members share or hand over the partitions.
         replayable: a consumer may begin at any offset that is still kept.
         fences: records of an epoch that is no longer the newest are refused by the log itself.
+        local: the log can lie in the outbox's own database, where a chunk is a query and no row leaves the server.
     """
 
     ordered_per_key: bool = True
@@ -30,6 +31,7 @@ class Capabilities:
     consumer_groups: bool = True
     replayable: bool = True
     fences: bool = False
+    local: bool = False
 
 
 class Partition(NamedTuple):

@@ -20,5 +20,7 @@ def header_texts(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueError("its headers are not a JSON object of texts")  # noqa: TRY004 - the value is data, not a type in code
     return {
-        str(name): text if isinstance(text, str) else json.dumps(text) for name, text in value.items() if text is not None
+        str(name): text if isinstance(text, str) else json.dumps(text)
+        for name, text in value.items()
+        if text is not None
     }

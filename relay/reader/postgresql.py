@@ -83,13 +83,15 @@ class PostgresqlReader:
         return self._walked is not None and self._walked[:2] == (checkpoint.snapshot_from, checkpoint.snapshot_to)
 
     def _walk(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Selection | None]:
-        assert self._walked is not None  # noqa: S101 - for the type checker; both callers have seen it
-        _, _, first, end = self._walked
-        last = Position(max(checkpoint.last, first - 1))
-        if last >= end:
+        checkpoint = self._from_first(checkpoint)
+        end = self._walked[3] if self._walked else Position(0)
+        if checkpoint.last >= end:
             return _window_done(checkpoint), None
-        checkpoint = replace(checkpoint, last=last)
-        return checkpoint, Selection(checkpoint, Position(min(end, last + SLICE)), end)
+        return checkpoint, Selection(checkpoint, Position(min(end, checkpoint.last + SLICE)), end)
+
+    def _from_first(self, checkpoint: Checkpoint) -> Checkpoint:
+        first = self._walked[2] if self._walked else Position(0)
+        return replace(checkpoint, last=Position(max(checkpoint.last, first - 1)))
 
     def passed(self, selection: Selection) -> Checkpoint:
         """Return the checkpoint behind a selection that turned out to be empty."""
@@ -100,7 +102,9 @@ class PostgresqlReader:
 
     def before(self, selection: Selection, position: Position) -> Selection:
         """Return the part of a selection that lies before a position."""
-        return Selection(selection.checkpoint, Position(position - 1))
+        if not self._is_walked(selection.checkpoint):
+            self._survey(selection.checkpoint)
+        return Selection(self._from_first(selection.checkpoint), Position(position - 1))
 
     def _measure(self, checkpoint: Checkpoint, limits: Limits) -> tuple[int, int]:
         """Return how many entries the window has yet, and their bytes; counted up to one more than fit."""
@@ -181,6 +185,25 @@ class PostgresqlReader:
         checkpoint = replace(selection.checkpoint, position=max(selection.checkpoint.position, last), last=last)
         ended = selection.upto is None if selection.end is None else last >= selection.end
         return _window_done(checkpoint) if ended and whole else checkpoint
+
+    def lag(self, snapshot_from: str, snapshot_to: str | None, last: int) -> tuple[int, float]:
+        """Return how many entries are committed and not done, and the age of the oldest in seconds."""
+        undone = f"({self._ranges('position, transaction_id, created_at', '')})"
+        row = self._row(
+            "select count(*) as entries, pg_backend_pid() as backend,"
+            " coalesce(greatest(extract(epoch from clock_timestamp() - min(created_at)), 0), 0)::float8 as seconds"
+            f" from {undone} as window_entries where position > %(done)s"
+            " or not pg_visible_in_snapshot(transaction_id, %(inside)s::pg_snapshot)",
+            {
+                "s0": snapshot_from,
+                "s1": self.snapshot(),
+                "last": 0,
+                "done": last if snapshot_to else 0,
+                "inside": snapshot_to or snapshot_from,
+                **self._bound,
+            },
+        )
+        return int(row["entries"]), float(row["seconds"])
 
     def _sorted(self) -> str:
         return f"select * from ({self._ranges(COLUMNS, '')}) as window_entries order by position"

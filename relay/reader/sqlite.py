@@ -30,7 +30,7 @@ class SqliteReader:
     def __init__(self, connection: sqlite3.Connection, place: Place, topics: TopicPatterns) -> None:
         self._connection = connection
         self._outbox = place.sql("outbox")
-        self._topics, self._bound = _topic_condition(topics)
+        self._topics, self._bound = topic_condition(topics)
 
     def look(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:  # noqa: ARG002 - the contract's
         """Return what comes next; see `Reader.look`."""
@@ -115,7 +115,7 @@ def _entry(row: sqlite3.Row) -> Entry:
     )
 
 
-def _topic_condition(topics: TopicPatterns) -> tuple[str, dict[str, str]]:
+def topic_condition(topics: TopicPatterns) -> tuple[str, dict[str, str]]:
     """Return a condition on `topic`, beginning with AND, and what it binds. GLOB tells upper from lower case."""
     if topics.everything:
         return "", {}

@@ -15,7 +15,7 @@ from outbox.tables import Place
 
 PARTITION = (
     "(('x' || substr(md5(convert_to(coalesce(chunk.key, chunk.id::text), 'UTF8')), 1, 8))::bit(32)::bigint"
-    " % log_topic.partitions)::int"
+    " %% log_topic.partitions)::int"
 )
 """The first four bytes of the md5 of the key's UTF-8, big-endian, modulo partitions; the same as `partition_of`."""
 
@@ -116,13 +116,13 @@ def _message(place: Place, work: Append) -> str:
       where not exists (select from missing) and not exists (select from fault)
       returning 1
     ),
-    step as ({work.following}),
+    next_step as ({work.following}),
     counted as (
-      select tally.entries, (select count(*) from stored) as records, (select count(*) from step) as steps,
+      select tally.entries, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
         exists (select from cur) as held, tally.entries = 0 or exists (select from missing) or exists (select from fault) as none
       from tally
     )
-    select counted.entries, counted.held, (select row_to_json(step) from step) as step,
+    select counted.entries, counted.held, (select row_to_json(next_step) from next_step) as step,
       (select array_agg(topic) from missing) as missing,
       (select id from fault) as fault_id, (select topic from fault) as fault_topic, (select position from fault) as fault_position,
       1 / (case when not held or none then (records + steps = 0)::int else (records = entries and steps = 1)::int end) as checked
@@ -131,7 +131,9 @@ def _message(place: Place, work: Append) -> str:
     return f"{lock};{statement}"
 
 
-def make_topics(connection: Connection, place: Place, names: tuple[str, ...], partitions: int, retain_seconds: int | None) -> None:
+def make_topics(
+    connection: Connection, place: Place, names: tuple[str, ...], partitions: int, retain_seconds: int | None
+) -> None:
     """Make topics that do not exist, in a transaction of its own; the number of partitions is fixed then."""
     with translated():
         execute(

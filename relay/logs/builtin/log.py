@@ -1,0 +1,138 @@
+"""The built-in log, whatever dialect keeps it."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from outbox.errors import ConfigurationError
+from outbox.message import Offset
+from outbox.process.urls import dialect_of
+from relay.logs.builtin.address import Address, parse_address
+from relay.logs.builtin.consumer import BuiltinConsumer
+from relay.logs.builtin.store import Store, Topic
+from relay.logs.contract import (
+    Bounds,
+    Capabilities,
+    Consumer,
+    Listener,
+    LogOptions,
+    Partition,
+    Producer,
+    ProducerIdentity,
+    Record,
+)
+
+TAIL_RECORDS = 500
+TAIL_BYTES = 4_000_000
+TAIL_WAIT_SECONDS = 0.05
+
+
+def open_builtin(url: str, options: LogOptions) -> "BuiltinLog":
+    """Open the built-in log of a database URL; see `Log`.
+
+    Raises:
+        ConfigurationError: a setting in the URL cannot be read.
+    """
+    return BuiltinLog(parse_address(url, options))
+
+
+class BuiltinLog:
+    """A log in the tables `log_*` of one database."""
+
+    capabilities = Capabilities(exactly_once=True, fences=True, local=True)
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def store(self, name: str) -> Store:
+        """Open a connection to the log's tables; `name` is what the database shows of it."""
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.postgresql import PostgresqlStore  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlStore(self.address, name=name)
+        from relay.logs.builtin.sqlite import SqliteStore  # noqa: PLC0415 - one dialect is enough for one process
+
+        return SqliteStore(self.address)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Store]:
+        store = self.store(name)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def check(self) -> None:
+        """See that the log answers and its tables are there."""
+        with self._opened("log check") as store:
+            store.topics([])
+
+    def identity(self) -> str:
+        """Return the log's uuid."""
+        with self._opened("log identity") as store:
+            return store.identity()
+
+    def producer(self, identity: ProducerIdentity) -> Producer:
+        """Refuse: a relay appends inside its own database."""
+        raise ConfigurationError(
+            f"relay {identity.relay!r}: the built-in log has to lie in the outbox's own database:"
+            " give --log the same URL as --database"
+        )
+
+    def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
+        """Open a group member's hand."""
+        return BuiltinConsumer(lambda: self.store(f"inbox-log {group}"), group, topics, listener)
+
+    def committed(self, group: str) -> Mapping[Partition, Offset]:
+        """Return the offsets that the group has reported."""
+        with self._opened("log committed") as store:
+            return store.committed(group)
+
+    def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
+        """Return the partitions of those of the topics that exist, and what each holds."""
+        with self._opened("log partitions") as store:
+            return store.bounds(_by_partition(store.topics(topics)))
+
+    def tail(self, topic: str, *, from_start: bool, follow: bool) -> Iterator[Record | None]:
+        """Yield a topic's records; see `Log.tail`."""
+        with self._opened(f"log tail {topic}") as store:
+            known: dict[Partition, Topic] = {}
+            reached: dict[Partition, Offset] = {}
+            first = True
+            ends: dict[Partition, Offset] = {}
+            while True:
+                if not known:
+                    known = _by_partition(store.topics([topic]))
+                    bounds = store.bounds(known)
+                    # A topic that appears while we follow it is read from its first record.
+                    from_first = from_start or not first
+                    reached = {part: held.first if from_first else held.end for part, held in bounds.items()}
+                    ends = {part: held.end for part, held in bounds.items()}
+                    first = False
+                anything = False
+                for record in _next_records(store, known, reached):
+                    if follow or record.offset < ends[record.partition]:
+                        anything = True
+                        yield record
+                if not follow and (not anything or all(reached[part] >= ends[part] for part in known)):
+                    return
+                if not anything:
+                    yield None
+                    time.sleep(TAIL_WAIT_SECONDS)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+
+def _next_records(store: Store, known: dict[Partition, Topic], reached: dict[Partition, Offset]) -> Iterator[Record]:
+    """Yield the next records of each partition, and move `reached` behind them."""
+    if not known:
+        return
+    wanted = [(part, topic, reached[part]) for part, topic in known.items()]
+    for part, records in store.read(wanted, most_records=TAIL_RECORDS, most_bytes=TAIL_BYTES).items():
+        reached[part] = Offset(records[-1].offset + 1)
+        yield from records
+
+
+def _by_partition(topics: Mapping[str, Topic]) -> dict[Partition, Topic]:
+    return {part: topic for topic in topics.values() for part in topic.parts()}

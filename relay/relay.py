@@ -1,0 +1,219 @@
+"""The relay: takes the lease, and moves chunk after chunk until it is told to stop."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from uuid import uuid4
+
+from outbox.errors import ConfigurationError, Fenced, OutboxError, Permanent, Retryable
+from outbox.journal import Lease, boot_seconds
+from outbox.process.urls import parse_url
+from outbox.tables import Place
+from relay.connecting import Patience, logger
+from relay.database import open_database
+from relay.database.contract import OutboxDatabase, Registration
+from relay.failpoints import Failpoint, failpoint
+from relay.logs.builtin import BuiltinLog
+from relay.logs.contract import Log, LogOptions
+from relay.logs.registry import open_log
+from relay.move.contract import Mover, Work
+from relay.registration import register
+from relay.topics import parse_topics
+
+DELIVERIES = ("at-least-once", "exactly-once", "at-most-once")
+STARTS = ("earliest", "latest")
+SHORTEST_LEASE_SECONDS = 1.0
+SHORTEST_WAIT_SECONDS = 0.005
+LONGEST_WAIT_SECONDS = 0.04
+STAND_BY_SECONDS = 1.0
+PRUNE_STEPS = 1_000
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one call of `run` works with."""
+
+    once: bool
+    stop: threading.Event
+    patience: Patience
+    owner: str
+    greeted: bool = False
+
+
+class Relay:
+    """Reads one outbox in commit order and produces to a log.
+
+    Args:
+        database: URL of the outbox's database.
+        log: URL of the log.
+        name: one relay of a name is active; others of that name stand by.
+        delivery: `at-least-once`, `exactly-once` or `at-most-once`; the built-in log is always exactly-once.
+        topics: comma-separated names, each may end in `*`.
+        start: `earliest` or `latest`; counts when the relay is registered.
+        lease: seconds after which another relay of this name may take over from one that is silent.
+        schema: where the outbox's tables lie.
+        prefix: likewise.
+        wait: seconds to go on trying, with `once`, to reach the database and the log.
+
+    Raises:
+        ConfigurationError: an argument cannot be read.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        log: str,
+        *,
+        name: str = "default",
+        delivery: str = "at-least-once",
+        topics: str = "*",
+        start: str = "earliest",
+        lease: float = 10.0,
+        schema: str | None = None,
+        prefix: str = "",
+        wait: float = 10.0,
+    ) -> None:
+        self._url = parse_url(database)
+        self._place = Place(schema, prefix)
+        self._log_url = log
+        self._name = name
+        self._topics = parse_topics(topics)
+        self._delivery = _one_of("--delivery", delivery, DELIVERIES)
+        self._start = _one_of("--start", start, STARTS)
+        self._lease_seconds = lease
+        self._wait = wait
+        if lease < SHORTEST_LEASE_SECONDS:
+            raise ConfigurationError(f"--lease {lease:g} is too short: write {SHORTEST_LEASE_SECONDS:g} second or more")
+        if not name.strip() or not name.isprintable():
+            raise ConfigurationError("--name is empty or has characters that cannot be printed")
+
+    def run(self, *, once: bool = False, stop: threading.Event | None = None) -> None:
+        """Move messages until `stop` is set; with `once`, until a look begun after the start finds nothing.
+
+        Raises:
+            ConfigurationError: tables are missing, the log is another one, and the like.
+            Unreachable: with `once`, the database or the log did not answer for `wait` seconds.
+            Permanent: with `once`, somebody else holds the lease; or the registration was forgotten.
+            MessageAtFault: a message cannot be moved; everything before it is.
+            Fenced: with `once`, another relay took over.
+        """
+        owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        run = _Run(once, stop or threading.Event(), Patience(self._wait if once else None), owner)
+        log = open_log(self._log_url, LogOptions(self._place.schema, self._place.prefix))
+        try:
+            while not run.stop.is_set():
+                try:
+                    return self._serve(run, log)
+                except Fenced as error:
+                    if once:
+                        raise
+                    logger.warning("fenced: %s; standing by", error)
+                    run.stop.wait(SHORTEST_WAIT_SECONDS)
+                except Retryable as error:
+                    run.patience.bear(error, run.stop)
+        finally:
+            log.close()
+
+    def _serve(self, run: _Run, log: Log) -> None:
+        """Connect, take the lease and move, until told to stop. Nothing read outlives the connection."""
+        with self._connected(run, log) as (database, registration):
+            lease = database.lease(registration.incarnation, run.owner)
+            if not self._take(run, lease):
+                return
+            work = Work(self._name, database.installation(), registration.incarnation, log, self._delivery)
+            mover = database.mover(lease, self._topics, work)
+            try:
+                self._move(run, database, lease, mover, registration)
+            finally:
+                with suppress(OutboxError):
+                    mover.close()
+                lease.release()
+
+    @contextmanager
+    def _connected(self, run: _Run, log: Log) -> Iterator[tuple[OutboxDatabase, Registration]]:
+        database = open_database(self._url, self._place, name=self._name, lease_seconds=self._lease_seconds)
+        try:
+            log.check()
+            self._refuse_unfit(database, log)
+            latest = self._start == "latest"
+            registration, known = register(
+                database, name=self._name, topics=self._topics.text, log=log.identity(), latest=latest
+            )
+            if known and latest and not run.greeted:
+                logger.info(
+                    "relay %r is registered already and goes on where it stood: --start has no effect", self._name
+                )
+            run.greeted = True
+            yield database, registration
+        finally:
+            database.close()
+
+    def _refuse_unfit(self, database: OutboxDatabase, log: Log) -> None:
+        if isinstance(log, BuiltinLog):
+            if not database.holds(log):
+                raise ConfigurationError(
+                    "the built-in log has to lie in the outbox's own database: give --log the URL of --database"
+                )
+            if log.address.place != self._place:
+                raise ConfigurationError(
+                    "in the outbox's own database the log has the outbox's schema and prefix: leave them out of --log"
+                )
+        elif self._delivery == "exactly-once" and not log.capabilities.exactly_once:
+            raise ConfigurationError(
+                "--delivery exactly-once: this log cannot store records and the number of their chunk together;"
+                " use at-least-once, whose repeats the inbox recognises"
+            )
+
+    def _take(self, run: _Run, lease: Lease) -> bool:
+        """Take the lease, standing by while somebody else holds it; False when told to stop first."""
+        began, said = boot_seconds(), False
+        while not run.stop.is_set():
+            taken = lease.take()
+            if taken.held is not None:
+                logger.info("relay %r has the lease, epoch %d", self._name, taken.held.epoch)
+                failpoint(Failpoint.TAKEN)
+                return True
+            if run.once and boot_seconds() - began > 2 * self._lease_seconds:
+                raise Permanent(
+                    f"relay {self._name!r}: {taken.holder} holds the lease and keeps it; stop it, or wait for it"
+                )
+            if not said:
+                logger.info("relay %r stands by: %s holds the lease", self._name, taken.holder)
+                said = True
+            run.stop.wait(min(STAND_BY_SECONDS, taken.remaining_seconds + SHORTEST_WAIT_SECONDS))
+        return False
+
+    def _move(
+        self, run: _Run, database: OutboxDatabase, lease: Lease, mover: Mover, registration: Registration
+    ) -> None:
+        wait, pruned = SHORTEST_WAIT_SECONDS, lease.held.step
+        while not run.stop.is_set():
+            moved = mover.step()
+            run.patience.reset()
+            if moved.empty and run.once:
+                return
+            if lease.held.deadline - boot_seconds() < self._lease_seconds * 2 / 3:
+                mover.renew()
+            if lease.held.step - pruned >= PRUNE_STEPS:
+                pruned = self._prune(database, registration, lease.held.step)
+            if moved.entries:
+                wait = SHORTEST_WAIT_SECONDS
+            elif moved.empty:
+                run.stop.wait(wait)
+                wait = min(wait * 1.2, LONGEST_WAIT_SECONDS)
+
+    def _prune(self, database: OutboxDatabase, registration: Registration, newest: int) -> int:
+        try:
+            database.prune_steps(registration.incarnation, newest)
+        except OutboxError as error:
+            logger.warning("old steps of the checkpoint were not deleted: %s; trying again later", error)
+        return newest
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigurationError(f"{option} {value!r} is not one of {', '.join(allowed)}")
+    return value
