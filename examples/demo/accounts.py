@@ -31,8 +31,9 @@ DOUBLED = "select count(*) - count(distinct (order_id, version)) from ({arrived}
 
 OUT_OF_ORDER = """
     select count(*)
-    from (select version, lag(version) over (partition by order_id order by number) as before from ({arrived}) as arrived)
-        as neighbours
+    from (
+        select version, lag(version) over (partition by order_id order by number) as before from ({arrived}) as arrived
+    ) as neighbours
     where version < before
 """
 

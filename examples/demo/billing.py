@@ -1,6 +1,6 @@
 """The billing service: it handles the events of the order service, each exactly once.
 
-    inbox run examples.demo.billing:inbox --database DATABASE_URL --log LOG_URL
+inbox run examples.demo.billing:inbox --database DATABASE_URL --log LOG_URL
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The order service: it changes orders, and writes what happened in the same transaction.
 
-    python -m examples.demo.orders DATABASE_URL SECONDS
+python -m examples.demo.orders DATABASE_URL SECONDS
 """
 
 import random
@@ -29,6 +29,10 @@ outbox = Outbox(metadata=Base.metadata, source="/orders")
 
 # A sequence is not rolled back: the demo's accounts use it to know how many transactions were.
 attempts = Sequence("order_attempts", metadata=Base.metadata)
+
+
+NEW_ORDERS = 0.3  # the others change one that is there
+WENT_AWAY = 0.1
 
 
 class CustomerWentAway(Exception):
@@ -62,11 +66,11 @@ def write_event(session: Session, event: str, order: Order) -> None:
 
 def serve_a_customer(session: Session) -> None:
     session.execute(attempts)
-    if random.random() < 0.3:
+    if random.random() < NEW_ORDERS:
         place_order(session)
     else:
         change_order(session)
-    if random.random() < 0.1:
+    if random.random() < WENT_AWAY:
         raise CustomerWentAway
 
 

@@ -35,10 +35,14 @@ def _conversations() -> list[list[tuple[str, str]]]:
 
 
 def _said(command: str, folder: Path) -> str:
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "RELAY_", "INBOX_"))}
+    outside = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "RELAY_", "INBOX_"))
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{outside['PATH']}"
     environment = {**outside, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
-    done = subprocess.run(["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
