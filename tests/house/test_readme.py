@@ -41,7 +41,13 @@ def _said(command: str, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{outside['PATH']}"
     environment = {**outside, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     done = subprocess.run(
-        ["sh", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        ["sh", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
