@@ -133,6 +133,23 @@ def test_a_large_window_keeps_its_order_across_chunks_and_takeovers(url: str):
     assert [payload for chunk in chunks for payload in chunk] == [str(n).encode() for n in range(40)]
 
 
+def test_what_was_read_is_not_read_again_when_a_window_reaches_back_behind_it(url: str):
+    """A window of a long transaction begins at its first position: most of what lies behind that was read before."""
+    with psycopg.connect(url) as slow:
+        for number in range(10):
+            slow.execute("insert into outbox (topic, key, payload) values ('orders', 'slow', %s)", (str(number).encode(),))
+            write(url, "orders", str(number), key="quick")
+        drain(url)
+        slow.commit()
+    with closing(PostgresqlOutbox(make_url(url), Place(), name="t", lease_seconds=10)) as database:
+        mover = _mover(database, url)
+        mover._limits = Limits(entries=3)
+        for _ in range(20):
+            mover.step()
+            mover._limits = Limits(entries=3)
+    assert by_key(url) == {key: [str(n) for n in range(10)] for key in ("quick", "slow")}
+
+
 def test_what_was_open_when_a_relay_was_registered_with_latest_is_still_delivered(url: str):
     write(url, "orders", "before")
     with psycopg.connect(url) as still_open:
