@@ -9,7 +9,7 @@ from psycopg import errors
 from psycopg.rows import DictRow, dict_row
 from sqlalchemy import URL
 
-from outbox.errors import ConfigurationError, Fenced, OutboxError, Retryable, TimedOut, Unreachable
+from outbox.errors import ConfigurationError, Fenced, OutboxError, Permanent, Retryable, TimedOut, Unreachable
 from outbox.process.urls import libpq_url, shown
 
 Connection = psycopg.Connection[DictRow]
@@ -99,6 +99,7 @@ def translated(url: URL | None = None) -> Iterator[None]:
         TimedOut: a statement or lock time-out; the connection is still good.
         Unreachable: no connection could be made.
         Retryable: the connection is lost, or the server says try again.
+        Permanent: a check inside a statement of ours failed.
         ConfigurationError: a table, column or schema is missing, or a privilege.
     """
     try:
@@ -116,6 +117,11 @@ def translate(error: psycopg.Error, url: URL | None = None) -> OutboxError:
         return TimedOut(words)
     if isinstance(error, _MISSING):
         return ConfigurationError(f"{words}: run `outbox init`, or `outbox check` to see what differs")
+    if isinstance(error, errors.DivisionByZero):
+        return Permanent(
+            "what was stored differs from what was to be stored, and all of it was rolled back: is there a trigger or rule"
+            " on our tables that drops or adds rows?"
+        )
     if isinstance(error, errors.InsufficientPrivilege):
         return ConfigurationError(f"{words}: grant it to this role, or use another")
     if isinstance(error, (errors.ReadOnlySqlTransaction,)):

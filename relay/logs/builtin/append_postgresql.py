@@ -98,7 +98,7 @@ def _message(place: Place, work: Append) -> str:
       where headers is not null and json_typeof(headers) <> 'object' order by position limit 1
     ),
     tally as (select count(*) as entries, max(position) as last from chunk),
-    heads as (
+    heads as materialized (
       select touched.topic_id, touched.partition, coalesce((
         select r."offset" + 1 from {record} as r
         where r.topic_id = touched.topic_id and r.partition = touched.partition order by r."offset" desc limit 1
