@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,9 +20,12 @@ from outbox.tables import Place
 from relay import Relay
 from relay.checkpoint import BEGINNING, Checkpoint
 from relay.database.postgresql import PostgresqlOutbox
+from relay.logs.registry import open_log
+from relay.move.contract import Work
 from relay.move.postgresql import LocalPostgresqlMover
 from relay.reader.contract import Limits
 from relay.reader.postgresql import PostgresqlReader, Selection
+from relay.registration import register
 from relay.status import status
 from relay.topics import parse_topics
 
@@ -33,6 +37,12 @@ def url(postgresql_url: str) -> str:
 
 def drain(url: str, **settings: object) -> None:
     Relay(url, url, **settings).run(once=True)
+
+
+def bulk(url: str, count: int, payload: str) -> None:
+    """Write many messages by one statement."""
+    statement = "insert into outbox (topic, payload) select 'orders', convert_to(?, 'UTF8') from generate_series(1, ?)"
+    rows(url, statement, payload, count)
 
 
 @contextmanager
@@ -74,14 +84,8 @@ def test_a_checkpoint_is_restartable_at_every_chunk_of_every_size(url: str, entr
 
 
 def test_a_chunk_is_bounded_by_bytes_where_large_messages_follow_small_ones(url: str):
-    rows(
-        url,
-        "insert into outbox (topic, payload) select 'orders', convert_to(repeat('s', 10), 'UTF8') from generate_series(1, 300)",
-    )
-    rows(
-        url,
-        "insert into outbox (topic, payload) select 'orders', convert_to(repeat('l', 20000), 'UTF8') from generate_series(1, 20)",
-    )
+    bulk(url, 300, "s" * 10)
+    bulk(url, 20, "l" * 20000)
     chunks = read_all(url, Limits(entries=500, bytes=50_000))
     sizes = [sum(len(payload or b"") for payload in chunk) for chunk in chunks]
     assert max(sizes) <= 50_000 + 20_000
@@ -89,10 +93,7 @@ def test_a_chunk_is_bounded_by_bytes_where_large_messages_follow_small_ones(url:
 
 
 def test_a_message_larger_than_a_whole_chunk_goes_alone(url: str):
-    rows(
-        url,
-        "insert into outbox (topic, payload) select 'orders', convert_to(repeat('l', 20000), 'UTF8') from generate_series(1, 3)",
-    )
+    bulk(url, 3, "l" * 20000)
     assert [len(chunk) for chunk in read_all(url, Limits(bytes=1_000))] == [1, 1, 1]
 
 
@@ -137,7 +138,9 @@ def test_what_was_read_is_not_read_again_when_a_window_reaches_back_behind_it(ur
     """A window of a long transaction begins at its first position: most of what lies behind that was read before."""
     with psycopg.connect(url) as slow:
         for number in range(10):
-            slow.execute("insert into outbox (topic, key, payload) values ('orders', 'slow', %s)", (str(number).encode(),))
+            slow.execute(
+                "insert into outbox (topic, key, payload) values ('orders', 'slow', %s)", (str(number).encode(),)
+            )
             write(url, "orders", str(number), key="quick")
         drain(url)
         slow.commit()
@@ -198,9 +201,13 @@ def test_nobody_but_the_default_writes_a_transaction_id(url: str):
     """A foreign id can be one that counts as sent: the message is lost. COPY and a hand are refused by the check."""
     with pytest.raises(psycopg.errors.CheckViolation), psycopg.connect(url) as hand:
         hand.execute("insert into outbox (topic, payload, transaction_id) values ('orders', '', '3')")
-    with pytest.raises(psycopg.errors.CheckViolation), psycopg.connect(url) as copying:
-        with copying.cursor().copy("copy outbox (topic, payload, transaction_id) from stdin") as copy:
-            copy.write_row(("orders", b"", "3"))
+    copy = "copy outbox (topic, payload, transaction_id) from stdin"
+    with (
+        pytest.raises(psycopg.errors.CheckViolation),
+        psycopg.connect(url) as hand,
+        hand.cursor().copy(copy) as copying,
+    ):
+        copying.write_row(("orders", b"", "3"))
     with pytest.raises(psycopg.errors.GeneratedAlways), psycopg.connect(url) as hand:
         hand.execute("insert into outbox (position, topic, payload) values (1, 'orders', '')")
 
@@ -318,11 +325,12 @@ def test_an_append_that_cannot_get_the_logs_lock_halves_its_chunk_keeps_its_leas
 
 
 def test_a_record_that_the_database_swallows_takes_the_step_back_with_it(url: str):
-    """INVARIANT I1: records stored must equal entries of the chunk, in the same statement, before the COMMIT behind it."""
+    """INVARIANT I1: records stored must equal entries of the chunk, before the COMMIT behind the statement."""
     rows(url, "create function swallow() returns trigger language plpgsql as 'begin return null; end'")
     rows(
         url,
-        "create trigger swallow before insert on log_record for each row when (new.key = 'k7') execute function swallow()",
+        "create trigger swallow before insert on log_record for each row when (new.key = 'k7')"
+        " execute function swallow()",
     )
     for number in range(10):
         write(url, "orders", str(number), key=f"k{number}")
@@ -350,12 +358,6 @@ def test_a_message_at_fault_in_a_large_window_is_named_behind_all_before_it(url:
 
 
 def _mover(database: PostgresqlOutbox, url: str) -> LocalPostgresqlMover:
-    from uuid import uuid4
-
-    from relay.logs.registry import open_log
-    from relay.move.contract import Work
-    from relay.registration import register
-
     log = open_log(url)
     registration, _ = register(database, name="default", topics="*", log=log.identity(), latest=False)
     lease = database.lease(registration.incarnation, f"test-{uuid4()}")

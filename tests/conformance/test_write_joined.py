@@ -111,7 +111,7 @@ def survivors(steps: list[str], act: Act, mode: str | None) -> tuple[bool, list[
     try:
         script.run(steps)
         came_to_its_end = True
-    except Exception:  # noqa: BLE001 - steps that SQLAlchemy or the database refuses end the script
+    except Exception:
         came_to_its_end = False
     script.abandon()
     found = came_to_its_end, [str(number) for number in orders(engine) if number > 0], payloads(engine)
