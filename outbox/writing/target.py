@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from outbox.errors import WriteError
+from outbox.errors import ConfigurationError, WriteError
 from outbox.message import Message
 from outbox.writing import pending
 from outbox.writing.autocommit import refuse_autocommit, refuse_autocommit_option
@@ -56,7 +56,7 @@ def bind_as_given(bind: Any) -> Bind | None:
     for wrapped in ("sync_engine", "sync_connection"):
         bind = getattr(bind, wrapped, bind)
     if bind is not None and not isinstance(bind, (Engine, Connection)):
-        raise WriteError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
+        raise ConfigurationError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
     return bind
 
 

@@ -1,7 +1,7 @@
 """INVARIANT I3, at its root: the position of a message is drawn after the lock on the row that it tells of.
 
-ORM writers change the same rows from several threads. A trigger numbers the changes of each row, which is their true order,
-since it runs under the row's lock. Messages of one row, by position, have to be in that order.
+ORM writers change the same rows from several threads. A trigger numbers the changes of each row, which is their true
+order, since it runs under the row's lock. Messages of one row, by position, have to be in that order.
 """
 
 import random
@@ -112,7 +112,7 @@ class Writer:
             way = self.random.choice([self.before, self.after_autoflush, self.before_a_bulk_update, self.twice])
             with Session(self.engine) as session:
                 way(session, model, f"{model.__tablename__}1", f"{self.number}/{count}")
-                if self.random.random() < 0.1:  # noqa: PLR2004 - one in ten
+                if self.random.random() < 0.1:
                     session.rollback()
                 else:
                     session.commit()
@@ -158,7 +158,7 @@ def told_out_of_order(engine: Engine, write: Write) -> int:
 
 
 def test_messages_are_in_the_order_in_which_their_row_changed(engine: Engine):
-    """INVARIANT I3: breaks as soon as the INSERT is sent with a flush, or anywhere before the last row lock is granted."""
+    """INVARIANT I3: breaks as soon as the INSERT is sent with a flush, or before the last row lock is granted."""
     assert told_out_of_order(engine, by_write) == 0
 
 
