@@ -1,7 +1,7 @@
 """What really happened, by plain SQL over the tables: shares no code with the product.
 
-The table `done` says what was committed. Nothing is asserted here; a report says how many were lost, ghostly, doubled or
-out of order, with the first few of each.
+The table `done` says what was committed. Nothing is asserted here; a report says how many were lost, ghostly, doubled
+or out of order, with the first few of each.
 """
 
 import json

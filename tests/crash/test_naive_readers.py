@@ -98,7 +98,7 @@ def insert(connection: psycopg.Connection, key: str, version: int, writer: int) 
 
 
 def drain(copied: str, reader: NaiveReader, arrive: int) -> None:
-    """Read until so many have arrived, and once more. Any open transaction of the server may keep one of them waiting."""
+    """Read until so many have arrived, and once more. Any open transaction of the server may keep one waiting."""
     wait_until(lambda: reader.step() >= 0 and report_on(copied).arrived == arrive, f"{arrive} messages")
     reader.step()
 

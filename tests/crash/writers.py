@@ -1,7 +1,7 @@
 """The random workload on PostgreSQL: many writers, shared keys under row locks, and all that transactions can do.
 
-What a writer did is known from the table `done`, written in the same transaction as the message: a COMMIT in doubt needs
-no answer, the row is there or it is not. Keys are locked in their order, so that writers never deadlock.
+What a writer did is known from the table `done`, written in the same transaction as the message: a COMMIT in doubt
+needs no answer, the row is there or it is not. Keys are locked in their order, so that writers never deadlock.
 """
 
 import json
