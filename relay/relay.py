@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from outbox.errors import ConfigurationError, Fenced, OutboxError, Permanent, Retryable
+from outbox.check import refuse_differences
+from outbox.errors import ConfigurationError, Fenced, Forgotten, OutboxError, Permanent, Retryable
 from outbox.journal import Lease, boot_seconds
+from outbox.process.database import connected
 from outbox.process.urls import parse_url
 from outbox.tables import Place
 from relay.connecting import Patience, logger
@@ -40,7 +42,7 @@ class _Run:
     stop: threading.Event
     patience: Patience
     owner: str
-    greeted: bool = False
+    incarnation: UUID | None = None
 
 
 class Relay:
@@ -137,19 +139,33 @@ class Relay:
         database = open_database(self._url, self._place, name=self._name, lease_seconds=self._lease_seconds)
         try:
             log.check()
+            if run.incarnation is None:
+                self._refuse_differences()
             self._refuse_unfit(database, log)
-            latest = self._start == "latest"
-            registration, known = register(
-                database, name=self._name, topics=self._topics.text, log=log.identity(), latest=latest
-            )
-            if known and latest and not run.greeted:
-                logger.info(
-                    "relay %r is registered already and goes on where it stood: --start has no effect", self._name
-                )
-            run.greeted = True
-            yield database, registration
+            yield database, self._registered(run, database, log)
         finally:
             database.close()
+
+    def _registered(self, run: _Run, database: OutboxDatabase, log: Log) -> Registration:
+        """Return the registration; made at the first connection of a run, and the same one afterwards."""
+        if run.incarnation is not None:
+            found = database.registered(self._name)
+            if found is None or found.incarnation != run.incarnation:
+                raise Forgotten(f"relay {self._name!r} was forgotten while it ran: start it again to register it anew")
+            return found
+        latest = self._start == "latest"
+        registration, known = register(
+            database, name=self._name, topics=self._topics.text, log=log.identity(), latest=latest
+        )
+        if known and latest:
+            logger.info("relay %r is registered already and goes on where it stood: --start has no effect", self._name)
+        run.incarnation = registration.incarnation
+        return registration
+
+    def _refuse_differences(self) -> None:
+        """See that the tables are as we expect them; at the start of a run, the tables of a log elsewhere aside."""
+        with connected(self._url, name=f"relay {self._name} check") as connection:
+            refuse_differences(connection, self._place, ["outbox"])
 
     def _refuse_unfit(self, database: OutboxDatabase, log: Log) -> None:
         if isinstance(log, BuiltinLog):

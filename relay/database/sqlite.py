@@ -23,8 +23,8 @@ from relay.move.sqlite import LocalSqliteMover
 from relay.reader.sqlite import SqliteReader, topic_condition
 from relay.topics import TopicPatterns, parse_topics
 
-BUSY_SHARE = 0.3
-"""Of the lease: how long a statement waits for its turn to write."""
+BUSY_SECONDS = 10.0
+"""How long a statement waits for its turn to write; its step is compared afterwards, so it may outlast the lease."""
 
 
 class SqliteOutbox:
@@ -36,7 +36,7 @@ class SqliteOutbox:
         self._lease_seconds = lease_seconds
         self._relay, self._checkpoint = place.sql("relay"), place.sql("relay_checkpoint")
         self._outbox, self._installation = place.sql("outbox"), place.sql("outbox_installation")
-        self._connection = connect(url, busy_seconds=lease_seconds * BUSY_SHARE)
+        self._connection = connect(url, busy_seconds=BUSY_SECONDS)
 
     def installation(self) -> UUID:
         """Return the outbox's random id, made on first use."""

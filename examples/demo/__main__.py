@@ -1,0 +1,146 @@
+"""Runs the demo: starts PostgreSQL and the processes, kills some of them, and closes the accounts.
+
+python -m examples.demo
+"""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine
+
+from examples.demo import accounts, billing, orders
+from scripts.postgresql_server import PostgresqlServer
+
+WRITERS = 4
+WRITING_SECONDS = 20
+RELAY_LEASE_SECONDS = 2  # how long another relay waits for one that does not answer; 10 if you say nothing
+KILLS = [(4, "relay"), (6, "billing"), (14, "relay")]  # seconds after the start
+LONGEST_SECONDS = 50
+PROGRAMS = Path(sys.executable).parent
+
+
+class Processes:
+    """The processes of the demo, by name, with what they say kept in files."""
+
+    def __init__(self, database: str, folder: Path) -> None:
+        self._database = database
+        self._folder = folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def command(self, name: str) -> list[str]:
+        """Return the command line of a process: for the relay and for billing just what you would type."""
+        # The log is in the same database here; it could be another database, or a broker.
+        where = ["--database", self._database, "--log", self._database]
+        if name == "relay":
+            return [str(PROGRAMS / "relay"), "run", *where, "--lease", str(RELAY_LEASE_SECONDS)]
+        if name == "billing":
+            return [str(PROGRAMS / "inbox"), "run", "examples.demo.billing:inbox", *where]
+        return [sys.executable, "-m", "examples.demo.orders", self._database, str(WRITING_SECONDS)]
+
+    def start(self, name: str) -> None:
+        with self._said(name).open("ab") as said:
+            self._running[name] = subprocess.Popen(self.command(name), stdout=said, stderr=said)
+
+    def kill_and_restart(self, name: str) -> int:
+        """Kill a process as a crash would (it gets no word of it), and start another; return who died."""
+        victim = self._running[name]
+        victim.kill()
+        victim.wait()
+        self.start(name)
+        return victim.pid
+
+    def writing(self) -> bool:
+        return any(process.poll() is None for name, process in self._running.items() if name.startswith("orders"))
+
+    def complain_if_one_failed(self) -> None:
+        for name, process in self._running.items():
+            ended = process.poll()
+            if ended:
+                raise SystemExit(f"{name} ended with {ended}:\n{self._said(name).read_text()[-3000:]}")
+
+    def stop(self) -> None:
+        for process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._running.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def _said(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Start a PostgreSQL for the demo alone; delete it afterwards."""
+    server = PostgresqlServer()
+    try:
+        yield server.start().url().replace("postgresql://", "postgresql+psycopg://")
+    finally:
+        server.delete()
+
+
+def make_tables(database: str, engine: Engine) -> None:
+    subprocess.run([PROGRAMS / "outbox", "init", "--database", database], check=True, stdout=subprocess.DEVNULL)
+    orders.Base.metadata.create_all(engine)
+    billing.Base.metadata.create_all(engine)
+
+
+def run(processes: Processes, engine: Engine) -> None:
+    """Let everything run, kill what is to be killed, and wait until all that was committed is billed."""
+    started = time.monotonic()
+    kills = list(KILLS)
+    while True:
+        seconds = time.monotonic() - started
+        with engine.connect() as connection:
+            now = accounts.progress(connection)
+        say(seconds, f"committed {now.committed:>6,}   in the log {now.in_the_log:>6,}   billed {now.billed:>6,}")
+        while kills and kills[0][0] <= seconds:
+            name = kills.pop(0)[1]
+            say(seconds, f"{name} (pid {processes.kill_and_restart(name)}) killed with SIGKILL; another one starts")
+        processes.complain_if_one_failed()
+        if now.done and not kills and not processes.writing():
+            return
+        if seconds > LONGEST_SECONDS:
+            say(seconds, "this takes too long: the accounts are closed as they are")
+            return
+        time.sleep(max(0.0, 1 - (time.monotonic() - started) % 1))
+
+
+def say(seconds: float, words: str) -> None:
+    print(f"{seconds:5.0f} s  {words}", flush=True)
+
+
+def main() -> int:
+    print("starting a PostgreSQL of the demo's own")
+    with postgresql() as database, tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        engine = create_engine(database)
+        make_tables(database, engine)
+        processes = Processes(database, Path(folder))
+        print(f"starting {WRITERS} writers of orders, a relay and a billing consumer\n")
+        try:
+            for name in [*(f"orders {number}" for number in range(1, WRITERS + 1)), "relay", "billing"]:
+                processes.start(name)
+            run(processes, engine)
+        finally:
+            processes.stop()
+        with engine.connect() as connection:
+            result = accounts.close_accounts(connection)
+        engine.dispose()
+    print(f"\n{result.table()}\n")
+    print("every event arrived once, in order" if result.in_order else "THE ACCOUNTS ARE NOT IN ORDER")
+    return 0 if result.in_order else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")
