@@ -174,3 +174,7 @@ def forget(
 def main() -> None:
     """Run the command."""
     run_program(app, "relay")
+
+
+if __name__ == "__main__":
+    main()
