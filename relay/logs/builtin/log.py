@@ -95,27 +95,44 @@ class BuiltinLog:
 
     def tail(self, topic: str, *, from_start: bool, follow: bool) -> Iterator[Record | None]:
         """Yield a topic's records; see `Log.tail`."""
+        # The bounds are those of the call, so they are taken here: a generator would take them when it is first asked.
         with self._opened(f"log tail {topic}") as store:
-            known: dict[Partition, Topic] = {}
-            reached: dict[Partition, Offset] = {}
-            first = True
-            ends: dict[Partition, Offset] = {}
+            known = _by_partition(store.topics([topic]))
+            bounds = store.bounds(known)
+        reached = {part: held.first if from_start else held.end for part, held in bounds.items()}
+        if follow:
+            return self._follow(topic, known, reached)
+        return self._held(topic, known, reached, {part: held.end for part, held in bounds.items()})
+
+    def _held(
+        self,
+        topic: str,
+        known: dict[Partition, Topic],
+        reached: dict[Partition, Offset],
+        ends: Mapping[Partition, Offset],
+    ) -> Iterator[Record | None]:
+        with self._opened(f"log tail {topic}") as store:
+            while known := {part: found for part, found in known.items() if reached[part] < ends[part]}:
+                before = dict(reached)
+                for record in _next_records(store, known, reached):
+                    if record.offset < ends[record.partition]:
+                        yield record
+                if reached == before:
+                    return
+
+    def _follow(
+        self, topic: str, known: dict[Partition, Topic], reached: dict[Partition, Offset]
+    ) -> Iterator[Record | None]:
+        with self._opened(f"log tail {topic}") as store:
             while True:
                 if not known:
-                    known = _by_partition(store.topics([topic]))
-                    bounds = store.bounds(known)
                     # A topic that appears while we follow it is read from its first record.
-                    from_first = from_start or not first
-                    reached = {part: held.first if from_first else held.end for part, held in bounds.items()}
-                    ends = {part: held.end for part, held in bounds.items()}
-                    first = False
+                    known = _by_partition(store.topics([topic]))
+                    reached.update((part, held.first) for part, held in store.bounds(known).items())
                 anything = False
                 for record in _next_records(store, known, reached):
-                    if follow or record.offset < ends[record.partition]:
-                        anything = True
-                        yield record
-                if not follow and (not anything or all(reached[part] >= ends[part] for part in known)):
-                    return
+                    anything = True
+                    yield record
                 if not anything:
                     yield None
                     time.sleep(TAIL_WAIT_SECONDS)

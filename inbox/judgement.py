@@ -1,0 +1,111 @@
+"""What became of a segment: handled, a handler's failure, or nobody's."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+from sqlalchemy import Connection
+
+from inbox.handlers import Handlers
+from inbox.lane import Lane, Segment, Verdict
+from inbox.lending import HandlerTimedOut
+from inbox.patience import Patience
+from inbox.transactions import CommitFailed, Target
+from inbox.work import HandlerFailed, TooSlow
+from outbox.errors import Fenced, Retryable, TimedOut
+from outbox.retry import RetryPolicy
+from relay.logs.contract import Record
+
+Persist = Callable[[Callable[[Connection], int]], int]
+
+_logger = logging.getLogger("inbox")
+
+
+class Judge:
+    """Tells the lanes what became of their segments."""
+
+    def __init__(self, target: Target, handlers: Handlers, patience: Patience, persist: Persist) -> None:
+        self._target = target
+        self._handlers = handlers
+        self._patience = patience
+        self._persist = persist
+
+    def judge(self, lane: Lane, segment: Segment, outcome: Future[float]) -> None:
+        """Look at the outcome. What is neither a handler's failure nor passing is raised."""
+        try:
+            seconds = outcome.result()
+        except TooSlow as slow:
+            lane.too_slow(segment, slow.handled)
+        except HandlerFailed as failed:
+            self._failed(lane, segment, failed.record, failed.policy, failed.__cause__ or failed)
+        except CommitFailed as failed:
+            self._commit_failed(lane, segment, failed.__cause__ or failed)
+        except TimedOut as error:
+            self._end_stuck(error)
+            self._pass(lane, error)
+        except Fenced as error:
+            self._pass(lane, error)
+        except Retryable as error:
+            self._patience.failed(error)
+            self._pass(lane, error)
+        else:
+            lane.done(segment, seconds)
+            self._patience.worked()
+
+    def _failed(self, lane: Lane, segment: Segment, record: Record, policy: RetryPolicy, error: BaseException) -> None:
+        dialect = self._target.dialect
+        if any(dialect.is_passing(one) for one in _chain(error)):
+            self._pass(lane, error)
+            return
+        if any(dialect.is_timeout(one) for one in _chain(error)):
+            error = HandlerTimedOut(f"the handler took longer than it may: {error}")
+        verdict = lane.failed(segment, record, error, policy, now=time.monotonic(), random=random.random)
+        if verdict is Verdict.STOPPED:
+            _logger.debug("the failure in full", exc_info=error)
+        else:
+            _logger.warning(
+                "handling message %s of topic %s failed (%s: %s): %s",
+                record.message.id,
+                record.message.topic,
+                type(error).__name__,
+                error,
+                verdict.value,
+                exc_info=error if verdict is Verdict.AGAIN and segment.attempt == 1 else None,
+            )
+
+    def _commit_failed(self, lane: Lane, segment: Segment, error: BaseException) -> None:
+        """A COMMIT can fail by the handlers' doing (a deferred constraint), or have an unknown outcome."""
+        if not segment.records or any(self._target.dialect.is_passing(one) for one in _chain(error)):
+            self._pass(lane, error)
+            return
+        record = segment.records[0]
+        handler = self._handlers.for_message(record.message)
+        policy = RetryPolicy() if handler is None else handler.retry
+        self._failed(lane, segment, record, policy, error)
+
+    def _pass(self, lane: Lane, error: BaseException) -> None:
+        _logger.info(
+            "topic %s, partition %s: %s; nobody's attempt, going on from the newest claim",
+            lane.partition.topic,
+            lane.partition.number,
+            error,
+        )
+        lane.passed_fault(now=time.monotonic(), random=random.random)
+
+    def _end_stuck(self, error: TimedOut) -> None:
+        """The claim is locked for longer than any handler may take: whoever holds it hangs."""
+        dialect, limits = self._target.dialect, self._target.limits
+        ended = self._persist(lambda connection: dialect.end_stuck(connection, limits))
+        _logger.warning("%s; ended %s sessions of this group that held a transaction for too long", error, ended)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it came from: a handler may wrap the database's error in one of its own."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__

@@ -1,0 +1,103 @@
+"""What a group member has been given: the lanes of its partitions, and how far each is to be read under `once`."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+from inbox.claims import Claim
+from inbox.lane import Lane
+from inbox.registration import Registration, refuse_holes
+from outbox.message import Offset
+from relay.logs.contract import Bounds, Log, Partition, Record
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("inbox")
+
+
+class Member(Protocol):
+    """What the membership needs of the loop that it belongs to."""
+
+    def persist(self, work: Callable[[Connection], T]) -> T:
+        """Do work in a transaction, as often and as long as it takes."""
+        ...
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """Ask the log, as often and as long as it takes."""
+        ...
+
+    def finish(self, partitions: Collection[Partition]) -> None:
+        """Wait until nothing of these partitions is in hand."""
+        ...
+
+
+class Membership:
+    """Listens to the consumer: registers what is new, and begins each lane at its newest claim."""
+
+    def __init__(
+        self,
+        member: Member,
+        log: Log,
+        topics: Sequence[str],
+        registration: Registration,
+        *,
+        latest: bool,
+        is_alone: Callable[[Record], bool],
+    ) -> None:
+        self.lanes: dict[Partition, Lane] = {}
+        self.goals: dict[Partition, Offset] = {}
+        self._member = member
+        self._log = log
+        self._topics = topics
+        self._registration = registration
+        self._latest = latest
+        self._is_alone = is_alone
+
+    def register(self) -> None:
+        """Register the group with what is there now, also while another member has the partitions.
+
+        Before any partition is assigned: `latest` is for the topics that exist when the group is registered, and one
+        that appears later is read from its first record.
+        """
+        held = self._held()
+        is_new = self._member.persist(
+            lambda connection: self._registration.register(connection, held, latest=self._latest)
+        )
+        if self._latest and not is_new:
+            _logger.warning("the group is registered already and goes on where it was: --start latest does not count")
+
+    def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, Offset]:
+        """Return where each partition goes on: at its newest claim.
+
+        Raises:
+            Permanent: the log no longer has what comes next.
+        """
+        held = self._held()
+        claims = self._member.persist(lambda connection: self._resume(connection, partitions, held))
+        refuse_holes(self._registration.group, claims, held)
+        for partition, claim in claims.items():
+            self.lanes[partition] = Lane(partition, claim, self._is_alone)
+            self.goals.setdefault(partition, held[partition].end if partition in held else claim.end)
+        return {partition: claim.end for partition, claim in claims.items()}
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish what is in hand of these partitions, and forget the rest."""
+        self._member.finish(partitions)
+        for partition in partitions:
+            self.lanes.pop(partition, None)
+
+    def is_through(self, assignment: Collection[Partition]) -> bool:
+        """Return whether each partition that is ours was read to the end it had when first seen, or has stopped."""
+        ours = [lane for partition, lane in self.lanes.items() if partition in assignment]
+        return all(lane.reason is not None or lane.claim.end >= self.goals[lane.partition] for lane in ours)
+
+    def _held(self) -> Mapping[Partition, Bounds]:
+        return self._member.ask(lambda: self._log.partitions(self._topics))
+
+    def _resume(
+        self, connection: Connection, partitions: Sequence[Partition], held: Mapping[Partition, Bounds]
+    ) -> dict[Partition, Claim]:
+        self._registration.register(connection, held, latest=False)
+        return {partition: self._registration.newest(connection, partition) for partition in partitions}

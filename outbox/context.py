@@ -1,0 +1,71 @@
+"""What a message says about where it came from: trace, correlation and causation, from the current context."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from uuid import UUID
+
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from outbox.cloudevents import CAUSATION_ID, CORRELATION_ID, TRACEPARENT
+from outbox.validation import storable
+
+
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """What ties messages together.
+
+    Attributes:
+        correlation_id: the same for every message of one story; None outside of any.
+        causation_id: the id of the message whose handling wrote this one.
+    """
+
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+_NONE = Correlation()
+_current: ContextVar[Correlation] = ContextVar("outbox_correlation", default=_NONE)
+_trace = TraceContextTextMapPropagator()
+
+
+def current_correlation() -> Correlation:
+    """Return the ids that a message written now would carry."""
+    return _current.get()
+
+
+@contextmanager
+def correlate(
+    *, correlation_id: str | UUID | None = None, causation_id: str | UUID | None = None
+) -> Iterator[Correlation]:
+    """Let the messages that are written inside carry these ids. One that is not given stays as it is outside.
+
+    Raises:
+        WriteError: an id holds a NUL or a lone surrogate.
+    """
+    outer = _current.get()
+    inner = Correlation(
+        outer.correlation_id if correlation_id is None else storable("the correlation id", str(correlation_id)),
+        outer.causation_id if causation_id is None else storable("the causation id", str(causation_id)),
+    )
+    token = _current.set(inner)
+    try:
+        yield inner
+    finally:
+        _current.reset(token)
+
+
+def context_headers() -> dict[str, str]:
+    """Return the headers that the current context sets."""
+    headers: dict[str, str] = {}
+    carrier: dict[str, str] = {}
+    _trace.inject(carrier)
+    if TRACEPARENT in carrier:
+        headers[TRACEPARENT] = carrier[TRACEPARENT]
+    correlation = _current.get()
+    if correlation.correlation_id is not None:
+        headers[CORRELATION_ID] = correlation.correlation_id
+    if correlation.causation_id is not None:
+        headers[CAUSATION_ID] = correlation.causation_id
+    return headers

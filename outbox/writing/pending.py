@@ -1,0 +1,120 @@
+"""What is written and not yet inserted, and where it hangs.
+
+A transaction of a connection has one `Pending` list, shared with the sessions that work on that connection; only its
+real COMMIT sends it. A session that has no connection yet keeps its messages waiting until it gets one.
+
+Both hang weakly on the transactions themselves. `Connection.info` would outlive them in the pool, and a rolled back
+message would go out with the next user's COMMIT.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from sqlalchemy import Connection, Engine, RootTransaction
+from sqlalchemy.orm import SessionTransaction
+
+from outbox.message import Message
+from outbox.writing.statement import OutboxInsert
+
+Bind = Engine | Connection
+Scope = ReferenceType[SessionTransaction]
+
+numbers = count(1)
+"""Tells the order of writing, over all threads and sessions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A message, as it was written.
+
+    Attributes:
+        number: grows with each message written.
+        message: the message.
+        insert: into which outbox.
+        scopes: the session's transactions around it, savepoints first, the root last; empty for a Connection.
+        savepoints: names of the connection's savepoints around it. A message is dropped with any of them.
+    """
+
+    number: int
+    message: Message
+    insert: OutboxInsert
+    scopes: tuple[Scope, ...] = ()
+    savepoints: tuple[str, ...] = ()
+
+
+class Pending:
+    """The messages of one transaction of a connection."""
+
+    __slots__ = ("_written", "is_closed")
+
+    def __init__(self, *, is_closed: bool = False) -> None:
+        self._written: list[Written] = []
+        self.is_closed = is_closed
+
+    def add(self, written: Written) -> None:
+        """Remember one more."""
+        self._written.append(written)
+
+    def drop(self, is_dropped: Callable[[Written], bool]) -> None:
+        """Forget those whose savepoint or session was rolled back."""
+        self._written = [written for written in self._written if not is_dropped(written)]
+
+    def take(self) -> list[Written]:
+        """Return what is to be inserted, in the order of writing; nothing more can be written from now on."""
+        self.is_closed = True
+        # Sorted: what a session wrote before it had a connection comes later into this list than it was written.
+        taken, self._written = sorted(self._written, key=lambda written: written.number), []
+        return taken
+
+
+class SessionState:
+    """What we know of one transaction of a session.
+
+    Attributes:
+        waiting: what was written before there was a connection, and for which bind.
+        is_committing: a `before_commit` has run: no later event is certain, so `write` connects at once.
+        committed: the transaction or savepoint that committed last.
+    """
+
+    __slots__ = ("_lists", "committed", "is_committing", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Bind, Written]] = []
+        self.is_committing = False
+        self.committed: Scope | None = None
+        self._lists: list[tuple[Pending, bool]] = []
+
+    def shares(self, pending: Pending, *, outlives_session: bool) -> None:
+        """Remember a list that this session writes to.
+
+        Args:
+            pending: the list of a connection's transaction.
+            outlives_session: what the session did on that connection stays there when the session is only closed.
+        """
+        if all(known is not pending for known, _ in self._lists):
+            self._lists.append((pending, outlives_session))
+
+    def leave_waiting(self, binds: Iterable[Bind]) -> list[Written]:
+        """Take out and return what was waiting for a connection of one of these."""
+        found = [written for bind, written in self.waiting if bind in binds]
+        self.waiting = [(bind, written) for bind, written in self.waiting if bind not in binds]
+        return found
+
+    def drop(self, scope: SessionTransaction, *, is_closed_only: bool = False) -> None:
+        """Forget what was written inside `scope`.
+
+        Args:
+            scope: the transaction or savepoint that ended without a commit.
+            is_closed_only: it was not rolled back; what outlives the session stays.
+        """
+        gone = ref(scope)
+        self.waiting = [(bind, written) for bind, written in self.waiting if gone not in written.scopes]
+        for pending, outlives_session in self._lists:
+            if not (is_closed_only and outlives_session):
+                pending.drop(lambda written: gone in written.scopes)
+
+
+connections: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
+sessions: WeakKeyDictionary[SessionTransaction, SessionState] = WeakKeyDictionary()
