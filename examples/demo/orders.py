@@ -65,7 +65,7 @@ def write_event(session: Session, event: str, order: Order) -> None:
 
 
 def serve_a_customer(session: Session) -> None:
-    session.execute(attempts)
+    session.scalar(attempts)
     if random.random() < NEW_ORDERS:
         place_order(session)
     else:

@@ -26,6 +26,11 @@ from relay.topics import parse_topics
 
 
 @pytest.fixture
+def postgresql_url(each_postgresql_url: str) -> str:
+    """These tests run on every version that is there: snapshots, plans and locks are the servers' own."""
+    return each_postgresql_url
+
+@pytest.fixture
 def url(postgresql_url: str) -> str:
     return install(postgresql_url)
 
@@ -170,18 +175,18 @@ def _seen_snapshots(url: str) -> bool:
     return True
 
 
-def test_a_copy_of_the_database_is_not_the_database(postgresql_server_url: str, url: str):
+def test_a_copy_of_the_database_is_not_the_database(url: str):
     """Snapshots of another database or cluster mean nothing: told by the registration, with what to do."""
     drain(url)
     server, name = url.rsplit("/", 1)
-    with psycopg.connect(postgresql_server_url, autocommit=True) as connection:
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f'create database "{name}_copy" template "{name}"')
     try:
         copy = f"{server}/{name}_copy"
         with pytest.raises(ConfigurationError, match=r"another cluster or database.*relay forget default"):
             drain(copy)
     finally:
-        with psycopg.connect(postgresql_server_url, autocommit=True) as connection:
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
             connection.execute(f'drop database "{name}_copy" with (force)')
 
 
