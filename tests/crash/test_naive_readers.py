@@ -10,8 +10,9 @@ import psycopg
 import pytest
 from checker import DONE, Arrival, Done, Report, compare
 from naive import ByCreatedAt, ByGapTimeout, ByPosition, BySkipLocked, ByTransaction, ByWindow, NaiveReader
-from processes import wait_until
 from writers import Writers, hold_open
+
+from tests.databases import wait_until
 
 BOUND_SECONDS = 60.0
 
@@ -31,7 +32,7 @@ def reading(readers: list[NaiveReader], idle: threading.Event) -> Iterator[None]
         try:
             while reader.step() or not idle.is_set():
                 pass
-        except Exception as error:  # noqa: BLE001 - shown by the test
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
