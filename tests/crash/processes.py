@@ -1,13 +1,18 @@
 """Starting our processes as users do, and doing to them what operating systems do."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 30.0
+
+
+RELAY = "from relay.cli import main; main()"
 
 
 class Process:
@@ -65,6 +70,24 @@ def start_relay(said: Path, database: str, *, lease: float = 2.0, failpoint: str
         failpoint: where it is to end itself; `NAME:3` is the third time there.
         once: whether it ends when everything is moved.
     """
-    options = ["--database", database, "--log", database, "--lease", f"{lease:g}", *(["--once"] if once else [])]
+    options = ["run", "--database", database, "--log", database, "--lease", f"{lease:g}", *(["--once"] if once else [])]
     environment = {"RELAY_FAILPOINT": failpoint} if failpoint else {}
-    return Process(said, "-c", "from relay.cli import main; main()", "run", *options, **environment)
+    return Process(said, "-c", RELAY, *options, **environment)
+
+
+def relay_status(database: str) -> list[dict[str, Any]]:
+    """Return what `relay status --json` prints.
+
+    Raises:
+        CalledProcessError: it ended with another exit code than 0.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", RELAY, "status", "--json", "--database", database],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WAIT_SECONDS,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found

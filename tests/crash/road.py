@@ -1,6 +1,7 @@
 """The road under fault: writers, relays as processes, what they are put through; at its end the lag has to be zero."""
 
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -12,15 +13,16 @@ import psycopg
 from checker import NEWEST, Report, check, counts
 from processes import Process, start_relay
 from proxy import Proxy
+from sqlite_writers import SqliteWriters
 from writers import Writers
 
-from tests.databases import wait_until
+from tests.databases import rows, wait_until
 
 DRAIN_SECONDS = 40.0
 
 
 class Road:
-    """Relays between an outbox and the built-in log of one PostgreSQL database.
+    """Relays between an outbox and the built-in log of one database.
 
     Args:
         database: where checker and writers connect.
@@ -56,9 +58,8 @@ class Road:
 
     def newest(self) -> tuple[int, int, int, str | None]:
         """Return (epoch, step, position, owner) of the newest step; zeros before there is one."""
-        with psycopg.connect(self.database) as connection:
-            row = connection.execute(NEWEST).fetchone()
-        return row or (0, 0, 0, None)
+        found = rows(self.database, NEWEST)
+        return (*found[0],) if found else (0, 0, 0, None)
 
     def holder(self) -> Process | None:
         """Return the relay that has the lease now."""
@@ -120,7 +121,7 @@ class Watch:
     def _look(self) -> None:
         before = (0, 0, 0)
         while not self._over.wait(0.02):
-            with suppress(psycopg.OperationalError):
+            with suppress(psycopg.OperationalError, sqlite3.OperationalError):
                 after = self._road.newest()[:3]
                 if any(new < old for new, old in zip(after, before, strict=True)):
                     self.regressed.append(f"{before} -> {after}")
@@ -128,7 +129,7 @@ class Watch:
                 self.looked += 1
 
 
-def under_faults(writers: Writers, seconds: float, *faults: Callable[[], None], least: int = 3) -> None:
+def under_faults(writers: Writers | SqliteWriters, seconds: float, *faults: Callable[[], None], least: int = 3) -> None:
     """While writers write, let one fault after another happen, in random order; each returns when it is over.
 
     For so many seconds, and at least so many faults, however slow the machine is.

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import writers as workload
 from postgresql_server import PostgresqlServer
+from processes import relay_status
 from proxy import Direction, Proxy
 from road import Road, Watch, under_faults
 from writers import Writers, hold_open
@@ -95,7 +96,7 @@ def test_a_relay_killed_at_each_moment_of_a_large_window_leaves_nothing_out(road
 def test_what_was_rolled_back_never_arrives_and_what_was_committed_does(road: Road):
     """INVARIANT I2: what rolled back, whole or to a savepoint or after it was prepared, leaves no record.
 
-    A reader that looked at rows before their COMMIT, or took a prepared transaction for a committed one, would show here.
+    A reader that looked at rows before their COMMIT, or took a prepared transaction for committed, would show here.
     """
     road.start_relay()
     writers = Writers(road.database, seed=SEED + 1, transactions=120)
@@ -222,6 +223,36 @@ def test_cut_connections_lose_and_double_nothing(database: str, proxy: Proxy, tm
         )
         report = road.report()
         assert proxy.cuts > 3
+        assert not report.wrong(), report
+    finally:
+        road.end()
+
+
+def test_after_an_outage_the_lag_returns_to_zero_by_itself(own_postgresql_server: PostgresqlServer, tmp_path: Path):
+    """INVARIANT I8: a relay outlives a server that is away, and catches up with nobody's help.
+
+    One that ended, or went on with a broken connection, would leave a lag for a person to find.
+    """
+    database = install(own_postgresql_server.url())
+    workload.prepare_database(database)
+    road = Road(database, tmp_path, seed=SEED)
+    relay = road.start_relay()
+    try:
+        writers = Writers(database, seed=SEED + 7, seconds=20).start()
+        road.moves_on()
+        own_postgresql_server.crash()
+        said = len(road.words())
+        wait_until(lambda: len(road.words()) > said, "the relay says that the database is away")
+        own_postgresql_server.start()
+        road.moves_on()
+        writers.stop()
+        road.drained()
+        wait_until(lambda: relay_status(database)[0]["lag_messages"] == 0, "lag of zero")
+        (status,) = relay_status(database)
+        assert (status["lag_messages"], status["lag_seconds"], status["dead_letters"]) == (0, 0, 0)
+        assert status["owner"]
+        assert relay.is_running()
+        report = road.report()
         assert not report.wrong(), report
     finally:
         road.end()
