@@ -108,3 +108,7 @@ def main() -> None:
 
 def _total(lag: dict[str, dict[int, Any]] | None) -> int | None:
     return None if lag is None else sum(sum(partitions.values()) for partitions in lag.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -160,3 +160,7 @@ def _url(target: Target) -> URL:
     if target.url is None:
         raise ConfigurationError("no database is named: give --database URL")
     return target.url
+
+
+if __name__ == "__main__":
+    main()

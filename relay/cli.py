@@ -75,7 +75,7 @@ def run(
     version: Version = False,
 ) -> None:
     """Relay committed messages to the log until SIGTERM, or with --once what is there now."""
-    from relay import Relay
+    from relay.relay import Relay
 
     talk("relay", debug=debug, times=True)
     relay = Relay(
@@ -174,3 +174,7 @@ def forget(
 def main() -> None:
     """Run the command."""
     run_program(app, "relay")
+
+
+if __name__ == "__main__":
+    main()

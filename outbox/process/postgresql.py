@@ -21,9 +21,7 @@ from outbox.process.urls import libpq_url, shown
 
 Connection = psycopg.Connection[DictRow]
 
-_TIMED_OUT = (errors.QueryCanceled, errors.LockNotAvailable)
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, psycopg.OperationalError, psycopg.InterfaceError)
-_MISSING = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
 _BAD_SETTING = re.compile(r"(connection is bad: )?invalid (\S+ value|integer value|port number|URI|connection option)")
 
 
@@ -164,30 +162,42 @@ def translated(url: URL | None = None) -> Iterator[None]:
 def translate(error: psycopg.Error, url: URL | None = None) -> OutboxError:
     """Return our error for one of psycopg's; see `translated`."""
     words = _words(error)
-    if isinstance(error, errors.UniqueViolation):
-        return Fenced(words)
-    if isinstance(error, _TIMED_OUT):
-        return TimedOut(words)
-    if isinstance(error, _MISSING):
-        return ConfigurationError(f"{words}: run `outbox init`, or `outbox check` to see what differs")
-    if isinstance(error, errors.DivisionByZero):
-        return Permanent(
-            "what was stored differs from what was to be stored, and all of it was rolled back: is there a trigger or rule"
-            " on our tables that drops or adds rows?"
-        )
-    if isinstance(error, errors.InsufficientPrivilege) and "row-level security" in words:
-        return ConfigurationError(f"{words}: use the table's owner, or a role with BYPASSRLS")
-    if isinstance(error, errors.InsufficientPrivilege):
-        return ConfigurationError(f"{words}: grant it to this role, or use another")
-    if isinstance(error, (errors.ReadOnlySqlTransaction,)):
-        return ConfigurationError(f"{words}: this is a read-only database or a standby; connect to the primary")
     if url is not None and (isinstance(error, psycopg.ProgrammingError) or _BAD_SETTING.match(words)):
         return ConfigurationError(f"{shown(url)} cannot be used: {words}")
+    for kinds, make, remedy in _TRANSLATIONS:
+        if isinstance(error, kinds):
+            return make(f"{words}{remedy}")
     if url is not None and isinstance(error, psycopg.OperationalError):
         return Unreachable(f"cannot connect to {shown(url)}: {words}")
     if isinstance(error, _AGAIN):
         return Retryable(words)
     return OutboxError(words)
+
+
+_TRANSLATIONS: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], type[OutboxError], str], ...] = (
+    (errors.UniqueViolation, Fenced, ""),
+    ((errors.QueryCanceled, errors.LockNotAvailable), TimedOut, ""),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName),
+        ConfigurationError,
+        ": run `outbox init`, or `outbox check` to see what differs",
+    ),
+    (
+        errors.DivisionByZero,
+        Permanent,
+        ": not all was stored that was to be, and all of it was rolled back; is there a trigger or rule on our tables?",
+    ),
+    (
+        errors.InsufficientPrivilege,
+        ConfigurationError,
+        ": grant it to this role, or use the table's owner, or a role with BYPASSRLS",
+    ),
+    (
+        errors.ReadOnlySqlTransaction,
+        ConfigurationError,
+        ": this is a read-only database or a standby; connect to the primary",
+    ),
+)
 
 
 def _words(error: psycopg.Error) -> str:

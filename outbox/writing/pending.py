@@ -7,7 +7,7 @@ Both hang weakly on the transactions themselves. `Connection.info` would outlive
 message would go out with the next user's COMMIT.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -95,12 +95,6 @@ class SessionState:
         """
         if all(known is not pending for known, _ in self._lists):
             self._lists.append((pending, outlives_session))
-
-    def leave_waiting(self, binds: Iterable[Bind]) -> list[Written]:
-        """Take out and return what was waiting for a connection of one of these."""
-        found = [written for bind, written in self.waiting if bind in binds]
-        self.waiting = [(bind, written) for bind, written in self.waiting if bind not in binds]
-        return found
 
     def drop(self, scope: SessionTransaction, *, is_closed_only: bool = False) -> None:
         """Forget what was written inside `scope`.

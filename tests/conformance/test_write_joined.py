@@ -111,7 +111,7 @@ def survivors(steps: list[str], act: Act, mode: str | None) -> tuple[bool, list[
     try:
         script.run(steps)
         came_to_its_end = True
-    except Exception:  # noqa: BLE001 - steps that SQLAlchemy or the database refuses end the script
+    except Exception:
         came_to_its_end = False
     script.abandon()
     found = came_to_its_end, [str(number) for number in orders(engine) if number > 0], payloads(engine)
@@ -159,7 +159,7 @@ def test_messages_alone_survive_exactly_where_rows_would(steps: list[str]):
 @quiet
 @random_scripts
 @given(
-    steps=st.lists(st.sampled_from(JOINED_STEPS), max_size=14),
+    steps=st.lists(st.sampled_from([step for step in JOINED_STEPS if step != "nest the session"]), max_size=14),
     mode=st.sampled_from(["rollback_only", "control_fully"]),
 )
 @example(["act in the session", "commit the session", "roll back the connection"], "control_fully")
