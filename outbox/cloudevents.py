@@ -19,9 +19,13 @@ TAKEN = (TRACEPARENT, CORRELATION_ID, CAUSATION_ID)
 RESERVED = frozenset(
     {SPECVERSION, ID, SOURCE, TYPE, TIME, SEQUENCE, RELAY_EPOCH, PARTITION_KEY, CONTENT_TYPE, *TAKEN},
 )
-"""Names, in lower case, that a user's headers may not have; see `is_reserved`."""
+"""The names that we set, in lower case."""
+
+PREFIXES = ("ce_", "cloudevents:", "cloudevents_")
+"""What CloudEvents' attributes begin with on one broker or another, in lower case; all of theirs, not only ours."""
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether a header of this name, in any case, is ours to set."""
-    return name.lower() in RESERVED
+    """Return whether a user's header may not have this name, in any case."""
+    lower = name.lower()
+    return lower in RESERVED or lower.startswith(PREFIXES)

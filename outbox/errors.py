@@ -18,7 +18,7 @@ class Retryable(OutboxError):
 
 
 class Unreachable(Retryable):
-    """A database or log does not answer, refuses the password, or does not know the database. Exit code 1 after `--wait`."""
+    """A database or log does not answer, refuses the password or the database name. Exit code 1 after `--wait`."""
 
 
 class TimedOut(Retryable):

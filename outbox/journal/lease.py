@@ -24,8 +24,8 @@ class Held:
         step: the newest step, which is ours.
         epoch: the number of this lease; it names one connection.
         seconds: the lease's length.
-        deadline: on the clock of `boot_seconds`; counted from before the renewal was sent, so nobody else starts earlier.
-        state: the journal's own columns in that step.
+        deadline: on the clock of `boot_seconds`; counted from before the renewal was sent, so nobody else starts
+        earlier. state: the journal's own columns in that step.
     """
 
     step: int

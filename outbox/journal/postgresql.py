@@ -52,8 +52,8 @@ class PostgresqlLease:
     def current(self) -> str:
         """Return the SELECT that locks the step we stand on; no row means fenced.
 
-        The unique key alone is not enough once steps are pruned: a late insert of a pruned step finds no conflict. And an
-        epoch names a connection: a statement of an earlier one that comes late finds another backend here.
+        The unique key alone is not enough once steps are pruned: a late insert of a pruned step finds no conflict.
+        And an epoch names a connection: a statement of an earlier one that comes late finds another backend here.
         """
         return (
             f"select * from {self._table} where {self._where}"
@@ -76,7 +76,10 @@ class PostgresqlLease:
             *(f"cur.{name}" for name in self._key),
             *(state.get(name, f"cur.{name}") for name in self._state),
         )  # fmt: skip
-        return f"insert into {self._table} ({', '.join(columns)}) select {', '.join(values)} from {source} where {where} returning *"
+        return (
+            f"insert into {self._table} ({', '.join(columns)}) select {', '.join(values)}"
+            f" from {source} where {where} returning *"
+        )
 
     def take(self) -> Taken:
         """Take the lease; see `Lease.take`."""
@@ -87,7 +90,8 @@ class PostgresqlLease:
         return Taken(None, None, self._seconds)
 
     def _take(self) -> Taken:
-        # One autocommit statement, so that a candidate that is stopped in it holds no lock while it waits for its client.
+        # One autocommit statement, so that a candidate that is stopped in it holds no lock while it waits for its
+        # client.
         # clock_timestamp(): now() is the time before a wait. A lease that ends later than its own length from now was
         # given by a clock that has been set back since.
         free = (

@@ -80,7 +80,7 @@ class SqliteLease:
         return row
 
     def advance_within(self, **state: object) -> dict[str, Any]:
-        """Insert the next step inside the caller's `immediate` transaction; pass the row to `moved` after its COMMIT."""
+        """Insert the next step in the caller's `immediate` transaction; give the row to `moved` after its COMMIT."""
         return self._insert({**self.prove(), **state})
 
     def advance(self, **state: object) -> Held:

@@ -1,22 +1,28 @@
 """psycopg connections as relay, log and inbox use them: bounded, plain in their settings, with our errors."""
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
-import psycopg
-from psycopg import errors
-from psycopg.rows import DictRow, dict_row
 from sqlalchemy import URL
 
 from outbox.errors import ConfigurationError, Fenced, OutboxError, Permanent, Retryable, TimedOut, Unreachable
+
+try:
+    import psycopg
+    from psycopg import errors
+    from psycopg.rows import DictRow, dict_row, tuple_row
+except ImportError as missing:
+    raise ConfigurationError(
+        f"PostgreSQL needs psycopg ({missing}): pip install 'outbox-relay-inbox[postgresql]'"
+    ) from missing
 from outbox.process.urls import libpq_url, shown
 
 Connection = psycopg.Connection[DictRow]
 
-_TIMED_OUT = (errors.QueryCanceled, errors.LockNotAvailable)
 _AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, psycopg.OperationalError, psycopg.InterfaceError)
-_MISSING = (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName)
+_BAD_SETTING = re.compile(r"(connection is bad: )?invalid (\S+ value|integer value|port number|URI|connection option)")
 
 
 def connect(
@@ -30,8 +36,8 @@ def connect(
 ) -> Connection:
     """Open an autocommit connection whose session a role's or database's defaults cannot bend.
 
-    Parameters are bound by the client, so that several statements can travel as one simple-query message, and no plan is
-    ever a generic one.
+    Parameters are bound by the client, so that several statements can travel as one simple-query message, and no plan
+    is ever a generic one.
 
     Args:
         url: the database.
@@ -43,6 +49,7 @@ def connect(
 
     Raises:
         Unreachable: it does not answer, or refuses the password, or the database is unknown.
+        ConfigurationError: the URL has a setting that libpq does not know, or cannot read.
     """
     session = {
         "statement_timeout": f"{int(statement_seconds * 1000)}",
@@ -83,6 +90,50 @@ def connect(
     return connection
 
 
+def connect_for_sqlalchemy(url: URL, *, name: str) -> psycopg.Connection[Any]:
+    """Open a connection with the same settings, as SQLAlchemy's psycopg dialect expects one to be.
+
+    Raises:
+        Unreachable: it does not answer, or refuses the password, or the database is unknown.
+        ConfigurationError: the URL has a setting that libpq does not know, or cannot read.
+    """
+    connection: psycopg.Connection[Any] = connect(url, name=name)
+    connection.autocommit = False
+    connection.cursor_factory = psycopg.Cursor
+    connection.row_factory = tuple_row
+    return connection
+
+
+def refuse_pooler(url: URL) -> None:
+    """See that a connection is a session of its own and not lent by a transaction pooler.
+
+    A pooler lends a server process for one transaction: while ours is idle, another client is given the same one.
+
+    Raises:
+        ConfigurationError: a pooler stands in between.
+        Unreachable: the database does not answer.
+    """
+    with (
+        closing(connect(url, name="outbox: one session?")) as idle,
+        closing(connect(url, name="outbox: another?")) as busy,
+        translated(),
+    ):
+        first = _backend(idle)
+        with busy.transaction():
+            # The second question only if the first says nothing: a pool of one would keep it waiting.
+            borrowed = _backend(busy) == first or _backend(idle) != first
+    if borrowed:
+        raise ConfigurationError(
+            f"{shown(url)} goes through a transaction pooler: relay and inbox need sessions of their own, so name the"
+            " server itself, or a pool in session mode (applications may go on using the pooler)"
+        )
+
+
+def _backend(connection: Connection) -> int:
+    row = execute(connection, "select pg_backend_pid() as pid").fetchone()
+    return int(row["pid"]) if row else 0
+
+
 def execute(
     connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
 ) -> psycopg.Cursor[DictRow]:
@@ -110,24 +161,48 @@ def translated(url: URL | None = None) -> Iterator[None]:
 
 def translate(error: psycopg.Error, url: URL | None = None) -> OutboxError:
     """Return our error for one of psycopg's; see `translated`."""
-    words = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, errors.UniqueViolation):
-        return Fenced(words)
-    if isinstance(error, _TIMED_OUT):
-        return TimedOut(words)
-    if isinstance(error, _MISSING):
-        return ConfigurationError(f"{words}: run `outbox init`, or `outbox check` to see what differs")
-    if isinstance(error, errors.DivisionByZero):
-        return Permanent(
-            "what was stored differs from what was to be stored, and all of it was rolled back: is there a trigger or rule"
-            " on our tables that drops or adds rows?"
-        )
-    if isinstance(error, errors.InsufficientPrivilege):
-        return ConfigurationError(f"{words}: grant it to this role, or use another")
-    if isinstance(error, (errors.ReadOnlySqlTransaction,)):
-        return ConfigurationError(f"{words}: this is a read-only database or a standby; connect to the primary")
+    words = _words(error)
+    if url is not None and (isinstance(error, psycopg.ProgrammingError) or _BAD_SETTING.match(words)):
+        return ConfigurationError(f"{shown(url)} cannot be used: {words}")
+    for kinds, make, remedy in _TRANSLATIONS:
+        if isinstance(error, kinds):
+            return make(f"{words}{remedy}")
     if url is not None and isinstance(error, psycopg.OperationalError):
         return Unreachable(f"cannot connect to {shown(url)}: {words}")
     if isinstance(error, _AGAIN):
         return Retryable(words)
     return OutboxError(words)
+
+
+_TRANSLATIONS: tuple[tuple[type[psycopg.Error] | tuple[type[psycopg.Error], ...], type[OutboxError], str], ...] = (
+    (errors.UniqueViolation, Fenced, ""),
+    ((errors.QueryCanceled, errors.LockNotAvailable), TimedOut, ""),
+    (
+        (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName),
+        ConfigurationError,
+        ": run `outbox init`, or `outbox check` to see what differs",
+    ),
+    (
+        errors.DivisionByZero,
+        Permanent,
+        ": not all was stored that was to be, and all of it was rolled back; is there a trigger or rule on our tables?",
+    ),
+    (
+        errors.InsufficientPrivilege,
+        ConfigurationError,
+        ": grant it to this role, or use the table's owner, or a role with BYPASSRLS",
+    ),
+    (
+        errors.ReadOnlySqlTransaction,
+        ConfigurationError,
+        ": this is a read-only database or a standby; connect to the primary",
+    ),
+)
+
+
+def _words(error: psycopg.Error) -> str:
+    """Return the first line; when several addresses were tried, one line with what each said."""
+    lines = [line.strip("- ") for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    if not lines:
+        return type(error).__name__
+    return "; ".join(lines[1:]) if lines[0].startswith("Multiple connection attempts failed") else lines[0]

@@ -1,16 +1,19 @@
 """sqlite3 connections as relay and log use them: WAL, explicit transactions that wait for their turn, our errors."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 from sqlalchemy import URL
 
 from outbox.errors import ConfigurationError, Fenced, OutboxError, TimedOut, Unreachable
-from outbox.process.urls import shown
+from outbox.process.urls import refuse_query, shown
 
 MINIMUM = (3, 35, 0)
 _RETRY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_PAUSE_SECONDS = 0.01
 
 
 def connect(url: URL, *, busy_seconds: float = 10.0, create: bool = False) -> sqlite3.Connection:
@@ -18,7 +21,7 @@ def connect(url: URL, *, busy_seconds: float = 10.0, create: bool = False) -> sq
 
     Raises:
         Unreachable: the file is not there (unless `create`) or cannot be opened.
-        ConfigurationError: SQLite is older than 3.35, or the URL names no file.
+        ConfigurationError: SQLite is older than 3.35, or the URL names no file or has an unknown setting.
     """
     if sqlite3.sqlite_version_info < MINIMUM:
         raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed")
@@ -26,20 +29,47 @@ def connect(url: URL, *, busy_seconds: float = 10.0, create: bool = False) -> sq
         raise ConfigurationError(
             "an SQLite database in memory is seen by one connection only: name a file, sqlite:///file.db"
         )
+    refuse_query(url)
     with translated(url):
         mode = "rwc" if create else "rw"
-        path = url.database.replace("?", "%3f").replace("#", "%23")
+        path = quote(url.database.removeprefix("file:") if "uri" in url.query else url.database)
         connection = sqlite3.connect(
             f"file:{path}?mode={mode}", uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False
         )
         try:
             connection.row_factory = sqlite3.Row
-            connection.execute("pragma journal_mode = wal")
+            _use_wal(connection, busy_seconds)
             connection.execute("pragma synchronous = full")
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+def connect_for_sqlalchemy(url: URL, *, create: bool = False) -> sqlite3.Connection:
+    """Open a connection as SQLAlchemy's pysqlite dialect expects one to be; it sends no BEGIN of its own.
+
+    Raises:
+        Unreachable: the file is not there (unless `create`) or cannot be opened.
+        ConfigurationError: SQLite is older than 3.35, or the URL names no file or has an unknown setting.
+    """
+    connection = connect(url, create=create)
+    connection.row_factory = None
+    return connection
+
+
+def _use_wal(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    """Switch the file to WAL. Two who switch at once do not wait for each other by the busy time-out: one fails."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _RETRY or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
 
 
 @contextmanager

@@ -4,8 +4,19 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from outbox.errors import ConfigurationError
+from outbox.process.passwords import HIDDEN, is_secret
 
 DIALECTS = ("postgresql", "sqlite")
+_EXAMPLES = "write postgresql://user:password@host:5432/name or sqlite:///file.db"
+# Settings of other drivers that mean nothing to ours: an application's URL may be given as it is.
+_OTHER_DRIVERS = {
+    "postgresql": frozenset(
+        {"prepared_statement_cache_size", "prepared_statement_name_func", "statement_cache_size", "async_fallback"}
+    ),
+    "sqlite": frozenset(
+        {"timeout", "isolation_level", "detect_types", "check_same_thread", "cached_statements", "uri", "cache"}
+    ),
+}
 
 
 def parse_url(text: str) -> URL:
@@ -17,13 +28,11 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise ConfigurationError(
-            "the database URL cannot be read: write postgresql://user:password@host:5432/name or sqlite:///file.db"
-        ) from None
+        raise ConfigurationError(f"the database URL cannot be read: {_EXAMPLES}") from None
     if dialect_of(url) not in DIALECTS:
-        raise ConfigurationError(
-            f"unknown database scheme {dialect_of(url)!r}: write postgresql://user:password@host:5432/name or sqlite:///file.db"
-        )
+        raise ConfigurationError(f"unknown database scheme {dialect_of(url)!r}: {_EXAMPLES}")
+    if url.host and "@" in url.host:
+        raise ConfigurationError("the database URL has two @: write an @ in the user's name or password as %40")
     return url
 
 
@@ -36,9 +45,13 @@ def dialect_of(url: URL) -> str:
 def shown(url: URL | str) -> str:
     """Return the URL as it may be shown: without its password."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         return "the URL given"
+    if parsed.host and "@" in parsed.host:
+        return "the URL given"
+    hidden = {key: HIDDEN if is_secret(key) else value for key, value in parsed.query.items()}
+    return parsed.set(query=hidden).render_as_string(hide_password=True)
 
 
 def with_driver(url: URL, *, asynchronous: bool = False) -> URL:
@@ -53,9 +66,21 @@ def libpq_url(url: URL) -> str:
     return _libpq_query(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+def refuse_query(url: URL) -> None:
+    """Refuse query settings of an SQLite URL that are not some driver's; for PostgreSQL libpq does so itself.
+
+    Raises:
+        ConfigurationError: there is one; the words name it.
+    """
+    unknown = sorted(set(url.query) - _OTHER_DRIVERS[dialect_of(url)])
+    if unknown:
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)} in {shown(url)}: leave it out")
+
+
 def _libpq_query(url: URL) -> URL:
-    """Rename the one query setting that asyncpg and libpq spell differently."""
-    query = dict(url.query)
+    """Rename the one query setting that asyncpg and libpq spell differently, and leave out what only others know."""
+    query = {key: value for key, value in url.query.items() if key not in _OTHER_DRIVERS["postgresql"]}
     if "ssl" in query:
-        query.setdefault("sslmode", query.pop("ssl"))
+        mode = query.pop("ssl")
+        query.setdefault("sslmode", "require" if mode in ("true", "True", "1") else mode)
     return url.set(query=query)

@@ -1,4 +1,4 @@
-"""All tables, as SQLAlchemy metadata: the sets `outbox`, `inbox` and `log`. The SQL against them lives with its package."""
+"""All tables, as SQLAlchemy metadata, in three sets; the SQL against them lives with its package."""
 
 from outbox.tables.inbox import InboxTables, inbox_tables
 from outbox.tables.log import LogTables, log_tables

@@ -83,7 +83,8 @@ def _outbox(metadata: MetaData, place: Place) -> Table:
         comment=comment("outbox"),
         sqlite_autoincrement=True,
     )
-    # By ALTER TABLE: inside CREATE TABLE PostgreSQL ignores NOT VALID. Only a constraint that is not valid is restored by
+    # By ALTER TABLE: inside CREATE TABLE PostgreSQL ignores NOT VALID. Only a constraint that is not valid is
+    # restored by
     # pg_dump after the data, so that rows of an older cluster are let in by a restore, and by nothing else.
     event.listen(table, "after_create", AddConstraint(own_transaction).execute_if(dialect="postgresql"))
     return table

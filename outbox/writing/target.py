@@ -2,19 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, UnboundExecutionError
+from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from outbox.errors import WriteError
+from outbox.errors import ConfigurationError, WriteError
 from outbox.message import Message
 from outbox.writing import pending
 from outbox.writing.autocommit import refuse_autocommit, refuse_autocommit_option
 from outbox.writing.pending import Bind, Pending, SessionState, Written
 from outbox.writing.statement import OutboxInsert
-from outbox.writing.unpublished import connection_of, refuse_ended_block, savepoints, scopes
+from outbox.writing.unpublished import (
+    begins_without_waiting,
+    connection_of,
+    is_left_behind,
+    is_unable_to_wait,
+    refuse_ended_block,
+    savepoints,
+    scopes,
+    without_savepoint,
+)
 
 DIALECTS = ("postgresql", "sqlite")
 
@@ -23,7 +33,7 @@ def unwrapped(session: Any) -> Session | Connection:
     """Return the Session or Connection that a scoped or async one wraps.
 
     Raises:
-        WriteError: it is none of them, or an AsyncConnection that is not open.
+        WriteError: it is none of them, or an AsyncConnection that was not started.
     """
     # Told apart by what they have: the async ones need not be importable here.
     if not isinstance(session, (Session, Connection)) and hasattr(session, "registry") and callable(session):
@@ -32,9 +42,7 @@ def unwrapped(session: Any) -> Session | Connection:
         session = session.sync_session
     elif hasattr(session, "sync_connection"):
         if session.sync_connection is None:
-            raise WriteError(
-                "this AsyncConnection is not open: write between `async with engine.connect()` and its end"
-            )
+            raise WriteError("this AsyncConnection was not started: write inside `async with engine.connect()`")
         session = session.sync_connection
     if not isinstance(session, (Session, Connection)):
         raise WriteError(
@@ -49,7 +57,7 @@ def bind_as_given(bind: Any) -> Bind | None:
     for wrapped in ("sync_engine", "sync_connection"):
         bind = getattr(bind, wrapped, bind)
     if bind is not None and not isinstance(bind, (Engine, Connection)):
-        raise WriteError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
+        raise ConfigurationError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
     return bind
 
 
@@ -71,10 +79,6 @@ def remember(target: Session | Connection, message: Message, insert: OutboxInser
 def _refusals_in_words() -> Iterator[None]:
     try:
         yield
-    except MissingGreenlet as error:
-        raise WriteError(
-            "a transaction cannot be begun here without waiting: begin it first, as in `async with connection.begin()`"
-        ) from error
     except InvalidRequestError as error:
         raise WriteError(f"no message can be written here: {error}") from error
 
@@ -82,7 +86,14 @@ def _refusals_in_words() -> Iterator[None]:
 def _remember_in_connection(connection: Connection, message: Message, insert: OutboxInsert) -> None:
     refuse_dialect(connection)
     refuse_autocommit_option(connection)
+    if connection.closed:
+        raise WriteError("this connection is closed: nothing can be written to it any more")
     if connection.get_transaction() is None:
+        if not begins_without_waiting(connection):
+            raise WriteError(
+                "this AsyncConnection has no transaction, and beginning one takes an await (it listens for `begin`): "
+                "begin first, as in `async with connection.begin()`"
+            )
         connection.begin()
     pending_list = pending_of(connection)
     written = Written(next(pending.numbers), message, insert, savepoints=savepoints(connection))
@@ -106,7 +117,7 @@ def _remember_in_session(session: Session, message: Message, insert: OutboxInser
     if connection is None:
         state.waiting.append((bind, written))
     else:
-        share(session, state, connection, [written])
+        share(state, connection, [written])
 
 
 def _begun(session: Session) -> SessionTransaction:
@@ -133,37 +144,54 @@ def _bind_of(session: Session, table: Table, bind: Bind | None) -> Bind:
 
 def _connection(session: Session, root: SessionTransaction, state: SessionState, bind: Bind) -> Connection | None:
     connection = connection_of(root, bind)
-    if connection is None and isinstance(bind, Connection) and bind.get_transaction() is not None:
-        return bind
-    if connection is None and state.is_committing:
-        # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
-        return _connected(session, bind)
-    return connection
+    if connection is not None:
+        if is_left_behind(session, connection):
+            raise WriteError(
+                "the connection's transaction or savepoint that this session works in was ended behind its back: "
+                "end the session's own transaction first"
+            )
+        return connection
+    if isinstance(bind, Connection) and _can_join_now(bind):
+        # Joined as `execute` would, or the session's commit and rollback would pass by what they are to end.
+        # Where that takes a SAVEPOINT nothing is sent: what is written belongs to the session's scope all the same.
+        return bind if _joins_by_savepoint(session, bind) else root.connection(None, bind=bind)
+    # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
+    return _connected(session, bind) if state.is_committing else None
+
+
+def _can_join_now(connection: Connection) -> bool:
+    return connection.get_transaction() is not None or not connection.dialect.is_async
+
+
+def _joins_by_savepoint(session: Session, connection: Connection) -> bool:
+    mode = session.join_transaction_mode
+    nested = connection.in_nested_transaction()
+    return connection.in_transaction() and (mode == "create_savepoint" or (mode == "conditional_savepoint" and nested))
 
 
 def _connected(session: Session, bind: Bind) -> Connection | None:
-    try:
-        return session.connection(bind_arguments={"bind": bind})
-    except MissingGreenlet:
-        # Not inside a commit, then: that one failed, and the next will call `before_commit` again.
+    # Under asyncio, outside of a greenlet, this is no commit: that one failed, and the next asks again.
+    if is_unable_to_wait(bind):
         return None
+    return session.connection(bind_arguments={"bind": bind})
 
 
-def share(session: Session, state: SessionState, connection: Connection, messages: list[Written]) -> None:
+def share(state: SessionState, connection: Connection, messages: list[Written]) -> None:
     """Put a session's messages into the list of the connection that it works on.
 
     Raises:
         WriteError: the connection's transaction can take no message, or is none.
     """
+    if not messages:
+        return
     shared = pending_of(connection)
-    # As if the INSERT had run here: closing a session that only joined leaves its work in the outer transaction.
-    mode = session.join_transaction_mode
-    nested = connection.in_nested_transaction()
-    outlives = mode == "rollback_only" or (mode == "conditional_savepoint" and not nested)
-    state.shares(shared, outlives_session=outlives)
+    state.shares(shared)
     around = savepoints(connection)
     for written in messages:
-        shared.add(Written(written.number, written.message, written.insert, written.scopes, around))
+        # Where the session's scope is a transaction or savepoint of the connection, that one's end decides: a session
+        # that only joined may be closed, and leaves its work there, and its messages with it.
+        unsent = without_savepoint(written.scopes, connection)
+        shared.add(replace(written, scopes=unsent, savepoints=around))
 
 
 def pending_of(connection: Connection) -> Pending:

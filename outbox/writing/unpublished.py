@@ -5,6 +5,7 @@ from weakref import ref
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.util.concurrency import in_greenlet
 
 from outbox.writing.pending import Bind, Scope
 
@@ -45,6 +46,40 @@ def connection_of(transaction: SessionTransaction, bind: Bind) -> Connection | N
         if connection is bind or connection.engine is bind:
             return connection
     return None
+
+
+def without_savepoint(around: tuple[Scope, ...], connection: Connection) -> tuple[Scope, ...]:
+    """Return those of a session's scopes that have no transaction or savepoint of `connection` to end."""
+    return tuple(
+        scope
+        for scope in around
+        if (transaction := scope()) is not None and connection not in transaction._connections  # noqa: SLF001
+    )
+
+
+def is_left_behind(session: Session, connection: Connection) -> bool:
+    """Return whether the connection's transaction or savepoint that the session would end has ended without it."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        joined = transaction._connections.get(connection)  # noqa: SLF001
+        if joined is not None and not joined[1].is_active:
+            return True
+        transaction = transaction.parent
+    return False
+
+
+def is_unable_to_wait(bind: Bind) -> bool:
+    """Return whether SQL on this bind takes an await, and none is possible here."""
+    return bind.dialect.is_async and not in_greenlet()
+
+
+def begins_without_waiting(connection: Connection) -> bool:
+    """Return whether `connection.begin()` can be called here.
+
+    A listener for `begin` that has to wait, outside of a greenlet, would leave an AsyncConnection that believes itself
+    to be in the middle of beginning for ever, and runs statements without a transaction.
+    """
+    return not (is_unable_to_wait(connection) and connection.dispatch.begin)
 
 
 def level_on_connect(engine: Engine) -> object:

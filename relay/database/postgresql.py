@@ -119,7 +119,7 @@ class PostgresqlOutbox:
         """Return what moves the chunks."""
         reader = PostgresqlReader(self._connection, self._place, topics)
         if isinstance(work.log, BuiltinLog) and isinstance(lease, PostgresqlLease):
-            return LocalPostgresqlMover(self._connection, self._place, reader, lease, work.log, work)
+            return LocalPostgresqlMover(self._connection, self._place, reader, lease, log=work.log, work=work)
         return ProducingMover(reader, lease, work)
 
     def holds(self, log: Log) -> bool:
@@ -182,7 +182,8 @@ class PostgresqlOutbox:
         registration = self.registered(name)
         if registration is None:
             raise ConfigurationError(f"no relay is registered as {name!r}: `relay status` lists those that are")
-        # The newest step is locked, so a holder that renews at this moment finds its registration gone or keeps it whole.
+        # The newest step is locked, so a holder that renews at this moment finds its registration gone or keeps it
+        # whole.
         row = self._one(
             f"with newest as (select * from {self._checkpoint} where incarnation = %(incarnation)s"
             " order by step desc limit 1 for update),"

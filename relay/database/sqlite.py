@@ -24,7 +24,7 @@ from relay.reader.sqlite import SqliteReader, topic_condition
 from relay.topics import TopicPatterns, parse_topics
 
 BUSY_SECONDS = 10.0
-"""How long a statement waits for its turn to write. Its step is compared inside the transaction, so it may outlast the lease."""
+"""How long a statement waits for its turn to write; its step is compared afterwards, so it may outlast the lease."""
 
 
 class SqliteOutbox:

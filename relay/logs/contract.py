@@ -1,8 +1,8 @@
 """The contract between relay and inbox: what a log is, for adapters of ours and of third parties.
 
 A log is opened by its URL (`relay.logs.registry.open_log`). It has two hands: a *producer*, opened by a relay, and a
-*consumer*, opened for a consumer group. What an adapter can do is in its `Capabilities`; the conformance suite tests each
-one that is claimed, and a relay or inbox that needs one that is missing refuses to start, with the reason.
+*consumer*, opened for a consumer group. What an adapter can do is in its `Capabilities`; the conformance suite tests
+each one that is claimed, and a relay or inbox that needs one that is missing refuses to start, with the reason.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -264,8 +264,8 @@ class Log(Protocol):
     def tail(self, topic: str, *, from_start: bool, follow: bool) -> Iterator[Record | None]:
         """Yield the topic's records without joining a group; None when there is nothing new at the moment.
 
-        Without `follow` it ends at what the log held at the call; with `follow` it never ends. Order: by offset within a
-        partition. A topic that does not exist has no records.
+        Without `follow` it ends at what the log held at the call; with `follow` it never ends. Order: by offset
+        within a partition. A topic that does not exist has no records.
         """
         ...
 

@@ -25,6 +25,7 @@ class LocalPostgresqlMover:
         place: Place,
         reader: PostgresqlReader,
         lease: PostgresqlLease,
+        *,
         log: BuiltinLog,
         work: Work,
     ) -> None:

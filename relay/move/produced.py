@@ -15,8 +15,8 @@ from relay.reader.contract import Chunk, Limits, Reader
 class ProducingMover:
     """Moves chunks through a producer of the log.
 
-    At least once: the step follows the acknowledgements, so a crash between them repeats the chunk. At most once: the step
-    is saved before, so a crash loses the chunk, and nothing is tried again.
+    At least once: the step follows the acknowledgements, so a crash between them repeats the chunk. At most once: the
+    step is saved before, so a crash loses the chunk, and nothing is tried again.
     """
 
     def __init__(self, reader: Reader[Any], lease: Lease, work: Work) -> None:

@@ -60,8 +60,8 @@ class Reader(Protocol, Generic[Selection]):
     def look(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:
         """Return what comes next after the checkpoint, or the checkpoint moved over nothing.
 
-        None: nothing is to be read at the moment; the checkpoint that comes back sees as much and may be newer. It is not
-        saved by itself: the next step saves it.
+        None: nothing is to be read at the moment; the checkpoint that comes back sees as much and may be newer. It is
+        not saved by itself: the next step saves it.
 
         Raises:
             Retryable: the connection is lost; forget it, and everything read from it.

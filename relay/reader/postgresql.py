@@ -1,11 +1,12 @@
 """Reading an outbox on PostgreSQL in commit order: windows between snapshots.
 
-A window is the set of entries visible in snapshot S1 and not in S0; inside it the order is by position. A snapshot that sees
-B saw everything that B waited for, so A of the same key lies in the same window, with a lower position, or in an earlier one.
-Nothing waits for open transactions: their entries come in the window in which they become visible.
+A window is the set of entries visible in snapshot S1 and not in S0; inside it the order is by position. A snapshot
+that sees
+B saw everything that B waited for, so A of the same key lies in the same window, with a lower position, or in an
+earlier one. Nothing waits for open transactions: their entries come in the window in which they become visible.
 
-S1 is taken by a statement of its own, and the statements that read the window start on the same session after it came back:
-an older snapshot under them would see nothing, and the window would count as read.
+S1 is taken by a statement of its own, and the statements that read the window start on the same session after it came
+back: an older snapshot under them would see nothing, and the window would count as read.
 """
 
 from dataclasses import dataclass, replace
@@ -171,8 +172,8 @@ class PostgresqlReader:
             except ValueError as error:
                 if not entries:
                     raise MessageAtFault(
-                        f"message {row['id']} of topic {row['topic']!r} (position {row['position']}) cannot be moved: {error};"
-                        " mend or delete its row in the outbox"
+                        f"message {row['id']} of topic {row['topic']!r} (position {row['position']}) cannot be moved:"
+                        f" {error}; mend or delete its row in the outbox"
                     ) from None
                 break
         whole = len(entries) == len(rows)
@@ -226,7 +227,8 @@ class PostgresqlReader:
     def _ranges(self, columns: str, limit: str, *, topics: bool = True) -> str:
         """Return the window as two index ranges, never a scan of what was read.
 
-        What was in progress in S0, one probe each (an `= any(list)` is quadratic behind a bulk load); and what began later.
+        What was in progress in S0, one probe each (an `= any(list)` is quadratic behind a bulk load); and what began
+        later.
         """
         matching = self._topics if topics else ""
         in_progress = (

@@ -47,7 +47,8 @@ class SqliteReader:
         size = 0
         with translated():
             rows = self._connection.execute(
-                f"select {COLUMNS} from {self._outbox} where position > :last{self._topics} order by position limit :most",
+                f"select {COLUMNS} from {self._outbox} where position > :last{self._topics}"
+                " order by position limit :most",
                 {"last": checkpoint.last, "most": limits.entries, **self._bound},
             )
             for row in rows:
@@ -74,8 +75,8 @@ class SqliteReader:
 
 def _fault(row: sqlite3.Row, error: ValueError) -> MessageAtFault:
     return MessageAtFault(
-        f"message {_identity(row['id'])} of topic {row['topic']!r} (position {row['position']}) cannot be moved: {error};"
-        " mend or delete its row in the outbox"
+        f"message {_identity(row['id'])} of topic {row['topic']!r} (position {row['position']}) cannot be moved:"
+        f" {error}; mend or delete its row in the outbox"
     )
 
 

@@ -234,6 +234,20 @@ def test_a_log_elsewhere_gets_every_message_in_order(url: str, delivery: str):
     assert [record.message.payload for record in records if record] == [str(n).encode() for n in range(20)]
 
 
+def test_a_message_at_fault_stops_a_relay_to_a_log_elsewhere_too(url: str):
+    name = f"memory://fault-{abs(hash(url))}"
+    write(url, "orders", "before", key="k")
+    rows(url, "insert into outbox (topic, payload, headers) values (?, ?, ?)", "orders", b"bad", "[1]")
+    write(url, "orders", "after", key="k")
+    for _ in range(2):
+        with pytest.raises(MessageAtFault, match="'orders'"):
+            Relay(url, name).run(once=True)
+    rows(url, "delete from outbox where headers is not null")
+    Relay(url, name).run(once=True)
+    records = open_log(name, LogOptions()).tail("orders", from_start=True, follow=False)
+    assert [record.message.payload for record in records if record] == [b"before", b"after"]
+
+
 def test_a_pruned_outbox_never_uses_a_position_again(url: str):
     """On SQLite without AUTOINCREMENT the positions begin at 1 again, and what is written then counts as read: lost."""
     write(url, "orders", "1")

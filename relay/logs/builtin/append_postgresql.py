@@ -1,7 +1,9 @@
 """The append on PostgreSQL, in the outbox's own database: entries never leave the server.
 
-One simple-query message: the log's lock, then one statement that reads the chunk, draws offsets, inserts the records and the
-relay's next step; the server commits when both went through. So no client, however slow or stopped, holds a lock of the log.
+One simple-query message: the log's lock, then one statement that reads the chunk, draws offsets, inserts the records
+and the
+relay's next step; the server commits when both went through. So no client, however slow or stopped, holds a lock of
+the log.
 """
 
 from collections.abc import Mapping
@@ -83,7 +85,8 @@ def append(connection: Connection, place: Place, work: Append) -> Appended:
 
 def _message(place: Place, work: Append) -> str:
     record, topic = place.sql("log_record"), place.sql("log_topic")
-    # By a statement of its own: the append behind it sees the newest offsets in a fresh snapshot. Locked, never updated.
+    # By a statement of its own: the append behind it sees the newest offsets in a fresh snapshot. Locked, never
+    # updated.
     lock = f"select single from {place.sql('log_identity')} where single = 1 for update"
     # Order comes from data dependencies alone: CTEs run in no promised order.
     statement = f"""
@@ -111,7 +114,8 @@ def _message(place: Place, work: Append) -> str:
       select chunk.topic_id, chunk.partition,
         heads.head - 1 + row_number() over (partition by chunk.topic_id, chunk.partition order by chunk.position),
         chunk.position, cur.epoch, chunk.id, coalesce(chunk.source, %(default_source)s), chunk.key,
-        coalesce(nullif(chunk.type, ''), chunk.topic), chunk.content_type, chunk.created_at, chunk.headers, chunk.payload
+        coalesce(nullif(chunk.type, ''), chunk.topic), chunk.content_type, chunk.created_at,
+        chunk.headers, chunk.payload
       from cur cross join chunk join heads using (topic_id, partition)
       where not exists (select from missing) and not exists (select from fault)
       returning 1
@@ -119,13 +123,16 @@ def _message(place: Place, work: Append) -> str:
     next_step as ({work.following}),
     counted as (
       select tally.entries, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
-        exists (select from cur) as held, tally.entries = 0 or exists (select from missing) or exists (select from fault) as none
+        exists (select from cur) as held, tally.entries = 0 or exists (select from missing) or exists (select from
+        fault) as none
       from tally
     )
     select counted.entries, counted.held, (select row_to_json(next_step) from next_step) as step,
       (select array_agg(topic) from missing) as missing,
-      (select id from fault) as fault_id, (select topic from fault) as fault_topic, (select position from fault) as fault_position,
-      1 / (case when not held or none then (records + steps = 0)::int else (records = entries and steps = 1)::int end) as checked
+      (select id from fault) as fault_id, (select topic from fault) as fault_topic, (select position from fault) as
+      fault_position,
+      1 / (case when not held or none then (records + steps = 0)::int else (records = entries and steps = 1)::int end)
+      as checked
     from counted
     """
     return f"{lock};{statement}"

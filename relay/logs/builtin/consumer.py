@@ -229,7 +229,8 @@ def _refuse_gap(partition: Partition, begin: Offset, records: Sequence[Record]) 
     for record in records:
         if record.offset != expected:
             raise Permanent(
-                f"the log has lost records of topic {partition.topic!r}, partition {partition.number}: offset {expected} was"
-                f" to be read and {record.offset} is the next; restore them, or handle what is left with a group of another name"
+                f"the log has lost records of topic {partition.topic!r}, partition {partition.number}: offset"
+                f" {expected} was to be read and {record.offset} is the next; restore them, or handle what is left with"
+                " a group of another name"
             )
         expected = Offset(expected + 1)

@@ -115,7 +115,8 @@ class PostgresqlStore:
         self._all(
             f"insert into {self._lease} (consumer_group, step, epoch, backend, lease_seconds, lease_until)"
             f" select %(consumer_group)s, 0, 0, 0, 0, clock_timestamp()"
-            f" where not exists (select from {self._lease} where consumer_group = %(consumer_group)s) on conflict do nothing",
+            f" where not exists (select from {self._lease} where consumer_group = %(consumer_group)s)"
+            " on conflict do nothing",
             consumer_group=group,
         )
         key = {"consumer_group": group}

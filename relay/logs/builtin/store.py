@@ -52,7 +52,8 @@ class WireHeaders(Mapping[str, str]):
 class Store(Protocol):
     """The log's tables, on one connection. Not safe to use from two threads.
 
-    Every method raises Retryable when the connection is lost (open another), and ConfigurationError when tables are missing.
+    Every method raises Retryable when the connection is lost (open another), and ConfigurationError when tables are
+    missing.
     """
 
     def identity(self) -> str:

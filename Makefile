@@ -1,0 +1,52 @@
+# Each target does its own set-up: a fresh clone needs make, Python 3.11 or newer, and a package index for pip.
+#
+#   make demo PYTHON=python3.13     with another Python
+#   make test ARGS="-k journal"     with options for pytest
+
+PYTHON   ?=
+ARGS     ?=
+WORKERS  ?= 2
+VERSION  ?= all
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help demo test check format reference services stop-services clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED) ## watch the whole road for half a minute, with processes killed on the way
+	@$(BIN)/python -m examples.demo
+
+test: $(INSTALLED) ## every test, on the embedded PostgreSQL, SQLite, and the servers of `make services` that run
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: $(INSTALLED) ## format, lint, import rules, types and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/house tests/unit tests/properties $(ARGS)
+
+format: $(INSTALLED) ## format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+reference: $(INSTALLED) ## write docs/commands.md anew
+	$(BIN)/python scripts/cli_reference.py > docs/commands.md
+
+services: $(INSTALLED) ## start PostgreSQL 14 to 18 for the tests (VERSION=16 for one); scripts/services says more
+	scripts/services start postgresql --version $(VERSION)
+
+stop-services: ## stop them
+	scripts/services stop
+
+clean: stop-services ## remove what was built, fetched and kept here
+	rm -rf .venv .services build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@sh scripts/make-venv .venv $(PYTHON)
+	@touch $@
