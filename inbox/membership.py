@@ -80,7 +80,7 @@ class Membership:
         for partition, claim in claims.items():
             self.lanes[partition] = Lane(partition, claim, self._is_alone)
             self.goals.setdefault(partition, held[partition].end if partition in held else claim.end)
-        return {partition: self._log.committed("billing").get(partition, 0) for partition in claims}
+        return {partition: claim.end for partition, claim in claims.items()}
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what is in hand of these partitions, and forget the rest."""

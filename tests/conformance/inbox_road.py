@@ -100,7 +100,7 @@ def running(run: Any, *arguments: Any, **named: Any) -> Iterator[threading.Event
     def target() -> None:
         try:
             run(*arguments, stop=stop, **named)
-        except BaseException as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=target)

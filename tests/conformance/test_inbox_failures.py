@@ -429,7 +429,6 @@ def test_a_slow_handler_does_not_keep_its_member_from_the_log(road: Road, monkey
     monkeypatch.setattr("inbox.loop.POLL_SECONDS", 0.01)
     polls: list[float] = []
 
-
     poll = MemoryConsumer.poll
 
     def counted(self: MemoryConsumer, timeout_seconds: float) -> Any:
