@@ -122,9 +122,7 @@ def _newest(
     return found
 
 
-def _with_topic(
-    standing: _Standing, topic: str, newest: Mapping[Partition, tuple[Offset, int, int, int]]
-) -> _Standing:
+def _with_topic(standing: _Standing, topic: str, newest: Mapping[Partition, tuple[Offset, int, int, int]]) -> _Standing:
     return _Standing(
         standing.ends | {partition: claim[0] for partition, claim in newest.items()},
         standing.topics | {topic},

@@ -14,7 +14,7 @@ from outbox.process.signals import stopping
 from outbox.process.waiting import wait_for
 
 app = options.program("relay", "Moves what applications wrote into their outbox to a log.")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("relay")
 
 _STATUS = ("relay", "lag_messages", "lag_seconds", "position", "owner", "epoch", "dead_letters", "unclaimed")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
@@ -19,10 +20,10 @@ from outbox.writing.unpublished import (
     connection_of,
     is_left_behind,
     is_unable_to_wait,
-    only_joined,
     refuse_ended_block,
     savepoints,
     scopes,
+    without_savepoint,
 )
 
 DIALECTS = ("postgresql", "sqlite")
@@ -116,7 +117,7 @@ def _remember_in_session(session: Session, message: Message, insert: OutboxInser
     if connection is None:
         state.waiting.append((bind, written))
     else:
-        share(session, state, connection, [written])
+        share(state, connection, [written])
 
 
 def _begun(session: Session) -> SessionTransaction:
@@ -175,7 +176,7 @@ def _connected(session: Session, bind: Bind) -> Connection | None:
     return session.connection(bind_arguments={"bind": bind})
 
 
-def share(session: Session, state: SessionState, connection: Connection, messages: list[Written]) -> None:
+def share(state: SessionState, connection: Connection, messages: list[Written]) -> None:
     """Put a session's messages into the list of the connection that it works on.
 
     Raises:
@@ -184,11 +185,13 @@ def share(session: Session, state: SessionState, connection: Connection, message
     if not messages:
         return
     shared = pending_of(connection)
-    root = session.get_transaction()
-    state.shares(shared, outlives_session=root is not None and only_joined(root, connection))
+    state.shares(shared)
     around = savepoints(connection)
     for written in messages:
-        shared.add(Written(written.number, written.message, written.insert, written.scopes, around))
+        # Where the session's scope is a transaction or savepoint of the connection, that one's end decides: a session
+        # that only joined may be closed, and leaves its work there, and its messages with it.
+        unsent = without_savepoint(written.scopes, connection)
+        shared.add(replace(written, scopes=unsent, savepoints=around))
 
 
 def pending_of(connection: Connection) -> Pending:

@@ -48,10 +48,13 @@ def connection_of(transaction: SessionTransaction, bind: Bind) -> Connection | N
     return None
 
 
-def only_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Return whether closing the session leaves what it did on `connection` to the transaction that it joined."""
-    joined = transaction._connections.get(connection)  # noqa: SLF001
-    return joined is not None and not joined[2]
+def without_savepoint(around: tuple[Scope, ...], connection: Connection) -> tuple[Scope, ...]:
+    """Return those of a session's scopes that have no transaction or savepoint of `connection` to end."""
+    return tuple(
+        scope
+        for scope in around
+        if (transaction := scope()) is not None and connection not in transaction._connections  # noqa: SLF001
+    )
 
 
 def is_left_behind(session: Session, connection: Connection) -> bool:

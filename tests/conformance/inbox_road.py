@@ -45,8 +45,12 @@ class Road:
         identity = ProducerIdentity("default", uuid.uuid4(), uuid.uuid4(), Epoch(1))
         self._producer = self.open_log().producer(identity)
         self._chunks = 0
-        rows(self.database, "create table effects (number integer primary key, body text, attempt integer)" if database.startswith("sqlite")
-             else "create table effects (number integer generated always as identity, body text, attempt integer)")
+        rows(
+            self.database,
+            "create table effects (number integer primary key, body text, attempt integer)"
+            if database.startswith("sqlite")
+            else "create table effects (number integer generated always as identity, body text, attempt integer)",
+        )
 
     def open_log(self) -> Log:
         return open_log(self.log, LogOptions())

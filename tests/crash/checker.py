@@ -34,6 +34,7 @@ class Arrival(NamedTuple):
     offset: int
     key: str | None
     payload: bytes
+    epoch: int = 0
 
 
 @dataclass(slots=True)
@@ -48,10 +49,11 @@ class Report:
     disordered: list[str] = field(default_factory=list)
     holes: list[str] = field(default_factory=list)
     regressed: list[str] = field(default_factory=list)
+    unfenced: list[str] = field(default_factory=list)
 
     def wrong(self) -> dict[str, int]:
         """Return how many of each there are, those that there are none of left out."""
-        kinds = ("lost", "ghosts", "doubled", "disordered", "holes", "regressed")
+        kinds = ("lost", "ghosts", "doubled", "disordered", "holes", "regressed", "unfenced")
         return {kind: len(getattr(self, kind)) for kind in kinds if getattr(self, kind)}
 
     def __str__(self) -> str:
@@ -121,8 +123,15 @@ def check_offsets(report: Report, arrivals: Sequence[Arrival]) -> None:
         following[place] = arrival.offset + 1
 
 
+def check_epochs(report: Report, arrivals: Sequence[Arrival]) -> None:
+    """Look for a record behind one of a newer epoch: the log let in a relay that was no longer the holder (I6)."""
+    for before, after in pairwise(arrivals):
+        if before[:2] == after[:2] and after.epoch < before.epoch:
+            report.unfenced.append(f"{after[:4]} of epoch {after.epoch} behind epoch {before.epoch}")
+
+
 RECORDS = """
-select t.name, r.partition, r."offset", r.key, r.payload
+select t.name, r.partition, r."offset", r.key, r.payload, r.epoch
 from log_record as r join log_topic as t on t.topic_id = r.topic_id
 order by t.name, r.partition, r."offset"
 """
@@ -147,8 +156,14 @@ def _checked(done: Sequence[Any], records: Sequence[Any], steps: Sequence[Any]) 
     arrivals = [Arrival(*row) for row in records]
     report = compare([Done(*row) for row in done], arrivals)
     check_offsets(report, arrivals)
+    check_epochs(report, arrivals)
     check_steps(report, [Step(*row) for row in steps])
     return report
+
+
+NEWEST = """
+select epoch, step, position, owner from relay_checkpoint order by step desc limit 1
+"""
 
 
 def counts(url: str) -> tuple[int, int]:

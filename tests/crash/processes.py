@@ -5,34 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 30.0
 
-RELAY = """
-import json, logging, sys
-from relay import Relay
-logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-settings = json.loads(sys.argv[1])
-once = settings.pop("once", False)
-Relay(settings.pop("database"), settings.pop("log"), **settings).run(once=once)
-"""
 
-
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
-    """Wait on a condition.
-
-    Raises:
-        TimeoutError: it does not hold after so many seconds; the words say what did not.
-    """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s: {what}")
-        time.sleep(0.01)
+RELAY = "from relay.cli import main; main()"
 
 
 class Process:
@@ -49,6 +29,11 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": path, **environment},
             )
+
+    @property
+    def pid(self) -> int:
+        """Return the process's id."""
+        return self._process.pid
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -75,17 +60,34 @@ class Process:
         return self.said.read_text(errors="replace")
 
 
-def start_relay(
-    said: Path, database: str, log: str | None = None, *, failpoint: str = "", **settings: object
-) -> Process:
-    """Start a relay as a process; `log` is the built-in log of the same database by default.
+def start_relay(said: Path, database: str, *, lease: float = 2.0, failpoint: str = "", once: bool = False) -> Process:
+    """Start `relay run` into the built-in log of the same database.
 
     Args:
         said: the file for what it says.
         database: the outbox's URL.
-        log: the log's URL.
-        failpoint: where it is to end itself.
-        settings: of `Relay`, and `once`.
+        lease: in seconds.
+        failpoint: where it is to end itself; `NAME:3` is the third time there.
+        once: whether it ends when everything is moved.
     """
-    text = json.dumps({"database": database, "log": log or database, **settings})
-    return Process(said, "-c", RELAY, text, **({"RELAY_FAILPOINT": failpoint} if failpoint else {}))
+    options = ["run", "--database", database, "--log", database, "--lease", f"{lease:g}", *(["--once"] if once else [])]
+    environment = {"RELAY_FAILPOINT": failpoint} if failpoint else {}
+    return Process(said, "-c", RELAY, *options, **environment)
+
+
+def relay_status(database: str) -> list[dict[str, Any]]:
+    """Return what `relay status --json` prints.
+
+    Raises:
+        CalledProcessError: it ended with another exit code than 0.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", RELAY, "status", "--json", "--database", database],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WAIT_SECONDS,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found

@@ -8,10 +8,11 @@ from contextlib import ExitStack, closing, contextmanager
 import naive
 import psycopg
 import pytest
-from checker import DONE, Arrival, Done, Report, compare
+from checker import DONE, Arrival, Done, Report, Step, check_epochs, check_offsets, check_steps, compare
 from naive import ByCreatedAt, ByGapTimeout, ByPosition, BySkipLocked, ByTransaction, ByWindow, NaiveReader
-from processes import wait_until
 from writers import Writers, hold_open
+
+from tests.databases import wait_until
 
 BOUND_SECONDS = 60.0
 
@@ -31,7 +32,7 @@ def reading(readers: list[NaiveReader], idle: threading.Event) -> Iterator[None]
         try:
             while reader.step() or not idle.is_set():
                 pass
-        except Exception as error:  # noqa: BLE001 - shown by the test
+        except Exception as error:
             failures.append(error)
 
     threads = [threading.Thread(target=read, args=(reader,)) for reader in readers]
@@ -173,3 +174,33 @@ def test_the_checker_finds_each_fault():
     assert compare(done, [right[0], right[2], right[1]]).wrong() == {"disordered": 1}
     assert compare(done, [right[0], right[1], arrival(3, 0, partition=1)]).wrong() == {"disordered": 1}
     assert compare(done, [*right[:2], arrival(3, 2, version=9)]).wrong() == {"ghosts": 1}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        Step("a", 7, 2, 50, 9),
+        Step("a", 6, 1, 50, 9),
+        Step("a", 6, 2, 49, 9),
+        Step("a", 6, 2, 50, 8),
+    ],
+    ids=["a step is missing", "epoch", "snapshot", "position"],
+)
+def test_the_checker_finds_a_step_that_goes_back(later: Step):
+    first = Step("a", 5, 2, 50, 9)
+    report = Report()
+    check_steps(report, [first, first._replace(step=6), Step("b", 0, 0, 0, 0)])
+    assert report.wrong() == {}
+    check_steps(report, [first, later])
+    assert report.wrong() == {"regressed": 1}
+
+
+def test_the_checker_finds_a_hole_and_a_record_of_an_old_epoch():
+    records = [Arrival("orders", 0, offset, None, b"", epoch) for offset, epoch in enumerate((1, 1, 2))]
+    report = Report()
+    check_offsets(report, records)
+    check_epochs(report, [*records, Arrival("orders", 1, 0, None, b"", 1)])
+    assert report.wrong() == {}
+    check_offsets(report, [records[0], records[2]])
+    check_epochs(report, [records[2], records[1]])
+    assert report.wrong() == {"holes": 1, "unfenced": 1}

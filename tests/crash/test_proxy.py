@@ -5,8 +5,9 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from processes import wait_until
 from proxy import Direction, Proxy
+
+from tests.databases import wait_until
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Writers:
         pause_seconds: float = 0.01,
     ) -> None:
         self.url = url
-        self._seed = seed
+        self.seed = seed
         self._transactions = transactions
         self._seconds = seconds
         self._pause = pause_seconds
@@ -128,11 +128,11 @@ class Writers:
     def _write(self, writer: int) -> None:
         try:
             self._transactions_of(writer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test is to see it
+        except Exception as error:
             self.unexpected.append(error)
 
     def _transactions_of(self, writer: int) -> None:
-        choose = random.Random(f"{self._seed}/{writer}")
+        choose = random.Random(f"{self.seed}/{writer}")
         connection = self._connect()
         n = 0
         for _ in range(self._transactions):
@@ -148,7 +148,7 @@ class Writers:
 
     def _finish_prepared(self) -> None:
         """Commit or roll back, a little later, what the writers prepared; what a crash left too."""
-        choose = random.Random(f"{self._seed}/finisher")
+        choose = random.Random(f"{self.seed}/finisher")
         connection = self._connect()
         while True:
             over = self._done.is_set()

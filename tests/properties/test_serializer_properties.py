@@ -31,7 +31,8 @@ def test_no_digit_of_a_decimal_is_lost(value: Decimal):
 @given(st.datetimes(timezones=st.timezones() | st.just(UTC)), st.uuids())
 def test_moments_and_ids_come_back(at: datetime, number: UUID):
     at_back, number_back = json.loads(JSON.serialize([at, number]))
-    assert (datetime.fromisoformat(at_back), UUID(number_back)) == (at, number)
+    # In UTC: by the rules of datetime an hour that comes twice equals nothing in another zone.
+    assert (datetime.fromisoformat(at_back).astimezone(UTC), UUID(number_back)) == (at.astimezone(UTC), number)
 
 
 @given(st.none() | st.binary() | st.text() | json_values | st.datetimes(), st.integers(0, 50))

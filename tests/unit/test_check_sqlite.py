@@ -150,8 +150,10 @@ def test_what_is_broken_is_named_with_what_to_do(installed: str, what: str) -> N
 def test_an_index_that_does_not_serve_is_named(installed: str, index: str) -> None:
     run(installed, f"drop index outbox_transaction_position; {index}")
     assert found(installed) == [
-        '"outbox" has no index on ("transaction_id", "position"):'
-        ' run `create index on "outbox" ("transaction_id", "position")`'
+        (
+            '"outbox" has no index on ("transaction_id", "position"):'
+            ' run `create index on "outbox" ("transaction_id", "position")`'
+        )
     ]
 
 
@@ -224,7 +226,7 @@ def test_a_file_that_may_only_be_read_is_refused(installed: str) -> None:
 
 
 def test_two_that_install_at_once_both_succeed(sqlite_url: str) -> None:
-    made: list[list[str] | BaseException] = []
+    made: list[list[str] | Exception] = []
     together = threading.Barrier(4)
 
     def one() -> None:
@@ -232,7 +234,7 @@ def test_two_that_install_at_once_both_succeed(sqlite_url: str) -> None:
             together.wait()
             with connected(parse_url(sqlite_url), create=True) as connection:
                 made.append(install(connection, HERE))
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
             made.append(error)
 
     threads = [threading.Thread(target=one) for _ in range(4)]

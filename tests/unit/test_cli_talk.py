@@ -62,11 +62,9 @@ def test_a_topic_cannot_give_commands_to_the_terminal() -> None:
 
 
 def test_a_traceback_is_shown_only_when_asked_for() -> None:
-    try:
-        raise ValueError("inside")
-    except ValueError as error:
-        assert line("outside", error=error) == "relay: error: outside"
-        assert "ValueError: inside" in line("outside", error=error, debug=True)
+    error = ValueError("inside")
+    assert line("outside", error=error) == "relay: error: outside"
+    assert line("outside", error=error, debug=True) == "relay: error: outside\nValueError: inside"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +112,7 @@ def test_a_url_is_shown_without_its_password(url: str, seen: str) -> None:
     [
         ("mysql://x/y", "unknown database scheme 'mysql'"),
         ("nonsense", "cannot be read"),
-        ("postgresql://app:se@cret@db/app", "write an @ .* as %40"),
+        ("postgresql://app:se@cret@db/app", r"write an @ .* as %40"),
         ("postgresql://db:port/app", "cannot be read"),
     ],
 )
@@ -131,7 +129,7 @@ def test_a_url_may_have_the_settings_of_any_driver() -> None:
 
 
 def test_an_unknown_setting_of_an_sqlite_url_is_named() -> None:
-    with pytest.raises(ConfigurationError, match="unknown setting mode in sqlite:///file.db"):
+    with pytest.raises(ConfigurationError, match=r"unknown setting mode in sqlite:///file\.db"):
         refuse_query(parse_url("sqlite:///file.db?mode=ro"))
 
 
