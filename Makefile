@@ -11,7 +11,7 @@ VERSION  ?= all
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test check format services stop-services clean
+.PHONY: help demo test check format reference services stop-services clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -33,6 +33,9 @@ check: $(INSTALLED) ## format, lint, import rules, types and the fast tests
 format: $(INSTALLED) ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: $(INSTALLED) ## write docs/commands.md anew
+	$(BIN)/python scripts/cli_reference.py > docs/commands.md
 
 services: $(INSTALLED) ## start PostgreSQL 14 to 18 for the tests (VERSION=16 for one); scripts/services says more
 	scripts/services start postgresql --version $(VERSION)

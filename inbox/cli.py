@@ -13,7 +13,7 @@ from outbox.process.output import print_json, print_table, talk
 from outbox.process.signals import stopping
 
 app = options.program("inbox", "Hands the records of a log to an application's handlers, each message once.")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("inbox")
 
 _STATUS = ("group", "lag_messages", "handled", "duplicates", "ignored", "dead_letters")
 
@@ -108,3 +108,7 @@ def main() -> None:
 
 def _total(lag: dict[str, dict[int, Any]] | None) -> int | None:
     return None if lag is None else sum(sum(partitions.values()) for partitions in lag.values())
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
-from sqlalchemy import Connection
-
 from inbox.handlers import Handlers
 from inbox.lane import Lane, Segment, Verdict
 from inbox.lending import HandlerTimedOut
@@ -18,19 +16,19 @@ from outbox.errors import Fenced, Retryable, TimedOut
 from outbox.retry import RetryPolicy
 from relay.logs.contract import Record
 
-Persist = Callable[[Callable[[Connection], int]], int]
-
 _logger = logging.getLogger("inbox")
 
 
 class Judge:
     """Tells the lanes what became of their segments."""
 
-    def __init__(self, target: Target, handlers: Handlers, patience: Patience, persist: Persist) -> None:
+    def __init__(
+        self, target: Target, handlers: Handlers, patience: Patience, end_stuck: Callable[[TimedOut], None]
+    ) -> None:
         self._target = target
         self._handlers = handlers
         self._patience = patience
-        self._persist = persist
+        self._end_stuck = end_stuck
 
     def judge(self, lane: Lane, segment: Segment, outcome: Future[float]) -> None:
         """Look at the outcome. What is neither a handler's failure nor passing is raised."""
@@ -43,8 +41,8 @@ class Judge:
         except CommitFailed as failed:
             self._commit_failed(lane, segment, failed.__cause__ or failed)
         except TimedOut as error:
-            self._end_stuck(error)
             self._pass(lane, error)
+            self._clear_the_way(error)
         except Fenced as error:
             self._pass(lane, error)
         except Retryable as error:
@@ -53,6 +51,12 @@ class Judge:
         else:
             lane.done(segment, seconds)
             self._patience.worked()
+
+    def _clear_the_way(self, error: TimedOut) -> None:
+        try:
+            self._end_stuck(error)
+        except (Retryable, Fenced) as another:
+            _logger.info("could not look for sessions that hang: %s", another)
 
     def _failed(self, lane: Lane, segment: Segment, record: Record, policy: RetryPolicy, error: BaseException) -> None:
         dialect = self._target.dialect
@@ -93,12 +97,6 @@ class Judge:
             error,
         )
         lane.passed_fault(now=time.monotonic(), random=random.random)
-
-    def _end_stuck(self, error: TimedOut) -> None:
-        """The claim is locked for longer than any handler may take: whoever holds it hangs."""
-        dialect, limits = self._target.dialect, self._target.limits
-        ended = self._persist(lambda connection: dialect.end_stuck(connection, limits))
-        _logger.warning("%s; ended %s sessions of this group that held a transaction for too long", error, ended)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

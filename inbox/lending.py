@@ -81,26 +81,26 @@ def _refuse_commit(session: Session) -> None:
 
 
 class Gate:
-    """Lets a COMMIT through only while it is ours. One for each engine."""
+    """Lets no COMMIT through while a transaction is lent. One for each engine."""
 
     def __init__(self) -> None:
-        self._open = False
+        self._shut = False
 
     def watch(self, engine: Engine) -> None:
         """Stand in the way of every commit on this engine's connections."""
         event.listen(engine, "commit", self._refuse)
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Let the commit inside this block through."""
-        self._open = True
+    def shut(self) -> Iterator[None]:
+        """Refuse commits inside this block."""
+        self._shut = True
         try:
             yield
         finally:
-            self._open = False
+            self._shut = False
 
     def _refuse(self, _connection: Connection) -> None:
-        if not self._open:
+        if self._shut:
             raise TransactionEnded(_refusal("committed its connection"))
 
 
@@ -135,13 +135,15 @@ class Lent:
         self._settle_session()
         self._see_that_it_lasts()
 
-    def commit(self, gate: Gate) -> None:
-        """End the transaction for good."""
+    def take_back(self) -> None:
+        """End the session's part, and see that the transaction can be committed."""
         if self._session is not None:
             self._session.give_back()
         self._see_that_it_lasts()
-        with gate.opened():
-            self._root.commit()
+
+    def commit(self) -> None:
+        """End the transaction for good."""
+        self._root.commit()
 
     def abandon(self) -> None:
         """Roll everything back."""

@@ -19,13 +19,14 @@ from sqlalchemy import Connection
 from inbox.handlers import Handlers
 from inbox.judgement import Judge
 from inbox.lane import Lane, Segment
+from inbox.lending import Lent
 from inbox.membership import Membership
 from inbox.patience import Patience, Stopped
 from inbox.registration import Registration
-from inbox.transactions import Target, Transactions
+from inbox.transactions import CommitFailed, Target, Transactions
 from inbox.upkeep import Upkeep
 from inbox.work import handle
-from outbox.errors import Permanent, Retryable
+from outbox.errors import Permanent, Retryable, TimedOut
 from relay.logs.contract import Consumer, Log, Partition, Record
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class Loop:
         self._membership = Membership(
             self, log, handlers.topics, registration, latest=manner.latest, is_alone=self._is_alone
         )
-        self._judge = Judge(target, handlers, self._database_patience, self.persist)
+        self._judge = Judge(target, handlers, self._database_patience, self.end_stuck)
         self._registration = registration
         self._in_hand: InHand | None = None
         self._paused: set[Partition] = set()
@@ -130,12 +131,33 @@ class Loop:
 
     def persist(self, work: Callable[[Connection], T]) -> T:
         """Do work in a transaction, as often and as long as it takes."""
-        return self._database_patience.until_done(
-            lambda: self._transactions.submit(lambda lent: work(lent.connection)).result()
-        )
+        return self._database_patience.until_done(lambda: self._insist(work))
 
-    def _attempt(self, work: Callable[[Connection], None]) -> None:
-        self._transactions.submit(lambda lent: work(lent.connection)).result()
+    def _insist(self, work: Callable[[Connection], T]) -> T:
+        try:
+            return self._attempt(work)
+        except TimedOut as error:
+            self.end_stuck(error)
+            raise
+
+    def end_stuck(self, error: TimedOut) -> None:
+        """Whoever holds a lock of ours for longer than any handler may take hangs: end it, so that we can go on."""
+        dialect, limits = self._target.dialect, self._target.limits
+        ended = self._attempt(lambda connection: dialect.end_stuck(connection, limits))
+        if ended:
+            _logger.warning("%s: ended %s sessions of this group that held a transaction for too long", error, ended)
+
+    def _attempt(self, work: Callable[[Connection], T]) -> T:
+        """Do work of our own in a transaction, once."""
+
+        def translated(lent: Lent) -> T:
+            with self._target.dialect.translated():
+                return work(lent.connection)
+
+        try:
+            return self._transactions.submit(translated).result()
+        except CommitFailed as failed:
+            raise Retryable(f"it is not known whether a COMMIT was done: {failed.__cause__}") from failed
 
     def ask(self, question: Callable[[], T]) -> T:
         """Ask the log, as often and as long as it takes."""

@@ -163,9 +163,11 @@ def transact(
     with dialect.translated():
         lent = Lent(connection, dialect, asynchronous)
     try:
-        result = work(lent)
+        with gate.shut():
+            result = work(lent)
         try:
-            lent.commit(gate)
+            lent.take_back()
+            lent.commit()
         except Exception as error:
             raise CommitFailed from error
     except BaseException:

@@ -5,8 +5,7 @@
         session.add(order)
         outbox.write(session, topic="orders", key=str(order.id), type="OrderPlaced", payload={"id": order.id})
 
-A message is sent if, and only if, its transaction commits. A relay reads the outbox in commit order and carries the
-messages on; see `relay` and `inbox`.
+A message is sent if, and only if, its transaction commits. A relay carries the messages on, in commit order.
 """
 
 from outbox.context import Correlation, correlate, current_correlation

@@ -73,6 +73,17 @@ def refuse_differences(connection: Connection, place: Place, sets: Sequence[str]
         raise ConfigurationError("; ".join(faults))
 
 
+def refuse_unfit_server(connection: Connection) -> None:
+    """See that the server can hold our tables.
+
+    Raises:
+        ConfigurationError: it is a standby, read-only for this role, or too old.
+    """
+    faults = dialect_for(connection).server_faults(connection)
+    if faults:
+        raise ConfigurationError("; ".join(faults))
+
+
 def _named(place: Place, sets: Sequence[str]) -> dict[str, Table]:
     """Return the tables of these sets by their names without prefix."""
     return {table.name.removeprefix(place.prefix): table for table in tables_of(place, sets).sorted_tables}

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from sqlalchemy import URL
 
-from outbox.check import SETS, differences, present
+from outbox.check import SETS, differences, present, refuse_unfit_server
 from outbox.errors import ConfigurationError
 from outbox.install import ddl, install
 from outbox.process import options
@@ -24,7 +24,7 @@ from outbox.process.waiting import wait_for
 from outbox.tables import Place
 
 app = options.program("outbox", "Makes and checks the tables of outbox, inbox and built-in log.")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("outbox")
 
 Config = Annotated[Path | None, options.config_option("outbox")]
 Wait = Annotated[float, options.wait_option("outbox")]
@@ -137,26 +137,23 @@ def _install(target: Target) -> None:
 def _compare(target: Target) -> tuple[set[str], list[str]]:
     url = _url(target)
     with connected(url) as connection:
+        refuse_unfit_server(connection)
         found = present(connection, target.place)
         if not found:
             raise ConfigurationError(f"{shown(url)} has none of our tables: run `outbox init`")
         faults = differences(connection, target.place, [name for name in target.sets if name in found])
-    return found, faults + _pooler(url)
+    if dialect_of(url) == "postgresql":
+        from outbox.process.postgresql import refuse_pooler  # its driver is an extra
 
-
-def _pooler(url: URL) -> list[str]:
-    if dialect_of(url) != "postgresql":
-        return []
-    from outbox.process.postgresql import refuse_pooler  # its driver is an extra
-
-    try:
         refuse_pooler(url)
-    except ConfigurationError as error:
-        return [str(error)]
-    return []
+    return found, faults
 
 
 def _url(target: Target) -> URL:
     if target.url is None:
         raise ConfigurationError("no database is named: give --database URL")
     return target.url
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, create_mock_engine, text
 
-from outbox.check import SETS, tables_of
+from outbox.check import SETS, refuse_unfit_server, tables_of
 from outbox.errors import ConfigurationError
 from outbox.inspect import dialect_for
 from outbox.tables import Place
@@ -32,9 +32,7 @@ def install(connection: Connection, place: Place, sets: Sequence[str] = SETS) ->
         ConfigurationError: the server is a standby or read-only or too old, or the schema is missing.
     """
     dialect = dialect_for(connection)
-    faults = dialect.server_faults(connection)
-    if faults:
-        raise ConfigurationError("; ".join(faults))
+    refuse_unfit_server(connection)
     if place.schema and not dialect.has_schema(connection, place.schema):
         raise ConfigurationError(
             f"schema {place.schema!r} does not exist: run `create schema {quoted(place.schema)}` first"

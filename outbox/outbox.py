@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, scoped_session
 from uuid_utils.compat import uuid7
 
 from outbox.context import context_headers
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, WriteError
 from outbox.message import Message
 from outbox.serializer import JSON, Serializer, encoded
 from outbox.tables.outbox import OutboxTables, outbox_tables
@@ -65,8 +65,8 @@ class Outbox:
             raise ConfigurationError(f"topics={topics!r}: each is 1 to 249 of A-Z a-z 0-9 . _ - and not . or ..")
         if max_payload_bytes < 1:
             raise ConfigurationError(f"max_payload_bytes={max_payload_bytes}: it has to be 1 or more")
-        if source is not None and not storable("source", source):
-            raise ConfigurationError("source is empty: leave it out, or name who writes, as in source='/orders'")
+        if source is not None and not _is_source(source):
+            raise ConfigurationError(f"source={source!r}: leave it out, or name who writes, as in source='/orders'")
         self.tables: OutboxTables = outbox_tables(metadata if metadata is not None else MetaData(), schema, prefix)
         self._source = source
         self._topics = None if topics is None else frozenset(topics)
@@ -122,3 +122,10 @@ class Outbox:
         )
         remember(unwrapped(session), message, self._insert, self._bind)
         return message
+
+
+def _is_source(source: str) -> bool:
+    try:
+        return storable("source", source) != ""
+    except WriteError:
+        return False

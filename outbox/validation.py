@@ -12,9 +12,9 @@ from outbox.errors import WriteError
 TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
-def is_topic(name: str) -> bool:
+def is_topic(name: object) -> bool:
     """Return whether `name` is well-formed: 1 to 249 of letters, digits, `.`, `_` and `-`, but not `.` or `..`."""
-    return TOPIC.fullmatch(name) is not None and name not in (".", "..")
+    return isinstance(name, str) and TOPIC.fullmatch(name) is not None and name not in (".", "..")
 
 
 def valid_topic(topic: object, declared: frozenset[str] | None) -> str:
@@ -23,7 +23,7 @@ def valid_topic(topic: object, declared: frozenset[str] | None) -> str:
     Raises:
         WriteError: it is not well-formed, or not one of `declared`.
     """
-    if not isinstance(topic, str) or not is_topic(topic):
+    if not (isinstance(topic, str) and is_topic(topic)):
         raise WriteError(f"topic {topic!r} is not well-formed: 1 to 249 of A-Z a-z 0-9 . _ - and not . or ..")
     if declared is not None and topic not in declared:
         raise WriteError(f"topic {topic!r} is not declared: add it to Outbox(topics=...)")

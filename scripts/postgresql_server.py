@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+SERVER_PORTS = (20_000, 32_000)  # below the range of outgoing connections
 SERVER_USERS = ("postgres", "nobody")
 
 
@@ -33,10 +35,25 @@ def embedded_programs() -> Path:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
+    """Return a loopback port that nobody uses now, and that no outgoing connection will be given.
+
+    A port that the system chooses (port 0) lies where outgoing connections get theirs: while a crashed server is down,
+    some client's connection can take it, and the server cannot come back.
+    """
+    candidates = list(range(*SERVER_PORTS))
+    random.shuffle(candidates)
+    return next(port for port in candidates if is_free(port))
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does: old connections do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def server_user() -> str | None:

@@ -18,10 +18,10 @@ from examples.demo import accounts, billing, orders
 from scripts.postgresql_server import PostgresqlServer
 
 WRITERS = 4
-WRITING_SECONDS = 20
 RELAY_LEASE_SECONDS = 2  # how long another relay waits for one that does not answer; 10 if you say nothing
-KILLS = [(4, "relay"), (6, "billing"), (14, "relay")]  # seconds after the start
-LONGEST_SECONDS = 50
+KILLS = [(2, "relay"), (4, "billing"), (13, "relay")]  # seconds after the first event was billed
+WRITING_SECONDS = 18  # likewise
+LONGEST_SECONDS = 55
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -41,7 +41,7 @@ class Processes:
             return [str(PROGRAMS / "relay"), "run", *where, "--lease", str(RELAY_LEASE_SECONDS)]
         if name == "billing":
             return [str(PROGRAMS / "inbox"), "run", "examples.demo.billing:inbox", *where]
-        return [sys.executable, "-m", "examples.demo.orders", self._database, str(WRITING_SECONDS)]
+        return [sys.executable, "-m", "examples.demo.orders", self._database]
 
     def start(self, name: str) -> None:
         with self._said(name).open("ab") as said:
@@ -55,8 +55,12 @@ class Processes:
         self.start(name)
         return victim.pid
 
-    def writing(self) -> bool:
-        return any(process.poll() is None for name, process in self._running.items() if name.startswith("orders"))
+    def stop_writers(self) -> None:
+        """End the writers wherever they are: what they had not committed has never been."""
+        for name in [name for name in self._running if name.startswith("orders")]:
+            writer = self._running.pop(name)
+            writer.terminate()
+            writer.wait()
 
     def complain_if_one_failed(self) -> None:
         for name, process in self._running.items():
@@ -88,7 +92,11 @@ def postgresql() -> Iterator[str]:
 
 
 def make_tables(database: str, engine: Engine) -> None:
-    subprocess.run([PROGRAMS / "outbox", "init", "--database", database], check=True, stdout=subprocess.DEVNULL)
+    made = subprocess.run(
+        [PROGRAMS / "outbox", "init", "--database", database], check=False, capture_output=True, text=True
+    )
+    if made.returncode:
+        raise SystemExit(made.stderr)
     orders.Base.metadata.create_all(engine)
     billing.Base.metadata.create_all(engine)
 
@@ -96,19 +104,28 @@ def make_tables(database: str, engine: Engine) -> None:
 def run(processes: Processes, engine: Engine) -> None:
     """Let everything run, kill what is to be killed, and wait until all that was committed is billed."""
     started = time.monotonic()
+    first_billed: float | None = None
     kills = list(KILLS)
+    writing = True
     while True:
         seconds = time.monotonic() - started
         with engine.connect() as connection:
             now = accounts.progress(connection)
         say(seconds, f"committed {now.committed:>6,}   in the log {now.in_the_log:>6,}   billed {now.billed:>6,}")
-        while kills and kills[0][0] <= seconds:
+        processes.complain_if_one_failed()
+        if first_billed is None and now.billed:
+            first_billed = seconds
+        busy_seconds = 0 if first_billed is None else seconds - first_billed
+        while kills and kills[0][0] <= busy_seconds:
             name = kills.pop(0)[1]
             say(seconds, f"{name} (pid {processes.kill_and_restart(name)}) killed with SIGKILL; another one starts")
-        processes.complain_if_one_failed()
-        if now.done and not kills and not processes.writing():
+        if writing and (busy_seconds > WRITING_SECONDS or seconds > LONGEST_SECONDS):
+            processes.stop_writers()
+            writing = False
+            say(seconds, "the writers go home")
+        elif now.done and not writing:
             return
-        if seconds > LONGEST_SECONDS:
+        elif seconds > LONGEST_SECONDS:
             say(seconds, "this takes too long: the accounts are closed as they are")
             return
         time.sleep(max(0.0, 1 - (time.monotonic() - started) % 1))

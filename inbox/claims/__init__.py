@@ -42,8 +42,13 @@ class Limits:
 
     @property
     def session_seconds(self) -> float:
-        """The bound on a statement, on a wait for a lock, and on idling inside a transaction."""
+        """The bound on a statement, and on idling inside a transaction."""
         return self.handler_seconds + SLACK_SECONDS
+
+    @property
+    def lock_seconds(self) -> float:
+        """The bound on a wait for a lock: below that on its statement, which would be taken for the handler's fault."""
+        return self.handler_seconds + SLACK_SECONDS / 2
 
     @property
     def transaction_seconds(self) -> float:

@@ -109,7 +109,7 @@ class PostgresqlDialect:
                 "application_name": self._name,
                 "default_transaction_isolation": "read committed",
                 "default_transaction_deferrable": "off",
-                "lock_timeout": session,
+                "lock_timeout": f"{int(limits.lock_seconds * 1000)}ms",
                 "statement_timeout": session,
                 "idle_in_transaction_session_timeout": session,
                 "tcp_user_timeout": "15s",

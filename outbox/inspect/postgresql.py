@@ -94,7 +94,7 @@ def read_tables(connection: Connection, place: Place, names: Sequence[str]) -> M
     columns, indexes, checks = (_by_table(connection, query, list(found)) for query in (_COLUMNS, _INDEXES, _CHECKS))
     return {
         by_place[row.place]: LiveTable(
-            columns={one.name: _column(one) for one in columns.get(oid, [])},
+            columns={one.name: _column(one) for one in columns.get(oid, []) if row.kind == "r"},
             primary_key=next((tuple(one.columns) for one in indexes.get(oid, []) if one.is_primary), ()),
             uniques=frozenset(tuple(one.columns) for one in indexes.get(oid, []) if one.is_unique),
             indexes=frozenset(tuple(one.columns) for one in indexes.get(oid, [])),
@@ -168,7 +168,7 @@ def _column(row: Row[Any]) -> LiveColumn:
 
 
 def _plain_default(written: str) -> str:
-    plain = re.sub(r"::[a-z ]+$", "", written)
+    plain = re.sub(r"::[a-z0-9 ]+$", "", written)
     return _SAME_DEFAULT.get(plain, plain)
 
 

@@ -41,6 +41,7 @@ def program(name: str, words: str) -> typer.Typer:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
+        context_settings={"max_content_width": 120},
     )
 
     # Typer takes the words from here; with a callback a program of one command keeps that command's name.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from outbox.process.passwords import redacted
 
 _LOGGERS = ("outbox", "relay", "inbox")
 # A topic, key or foreign message may hold line ends or terminal commands; in a line of ours they are shown, not obeyed.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: " ", 0x2029: " "}
-_SPACES = {ord("\n"): " ", ord("\r"): " ", ord("\t"): " "}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_LINE_ENDS = re.compile(r"\s*[\r\n\u2028\u2029]\s*")
 
 
 class Line(logging.Formatter):
@@ -54,7 +55,7 @@ def talk(program: str, *, debug: bool = False, times: bool = False) -> None:
 
 def one_line(text: str) -> str:
     """Return `text` on one line, its control characters made visible."""
-    return " ".join(text.translate(_SPACES).split(" ")).translate(_CONTROLS).strip()
+    return _LINE_ENDS.sub(" ", text.strip()).replace("\t", " ").translate(_CONTROLS)
 
 
 def print_json(value: Any) -> None:

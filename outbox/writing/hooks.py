@@ -110,10 +110,15 @@ def rollback_savepoint(connection: Connection, name: str, _context: None) -> Non
 def after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """Move what was waiting for this connection into its list."""
     state = _state(session)
-    if state is not None and state.waiting:
-        found = state.leave_waiting((connection, connection.engine))
-        if found:
-            share(session, state, connection, found)
+    if state is not None:
+        _hand_over(state, connection)
+
+
+def _hand_over(state: SessionState, connection: Connection) -> None:
+    binds = (connection, connection.engine)
+    # Shared first: if the connection cannot take them they go on waiting, and no commit passes them by.
+    share(state, connection, [written for bind, written in state.waiting if bind in binds])
+    state.waiting = [(bind, written) for bind, written in state.waiting if bind not in binds]
 
 
 def before_commit(session: Session) -> None:
@@ -126,7 +131,7 @@ def before_commit(session: Session) -> None:
         state = pending.sessions[root] = SessionState()
     state.is_committing = True
     for bind in {bind for bind, _ in state.waiting}:
-        session.connection(bind_arguments={"bind": bind})
+        _hand_over(state, session.connection(bind_arguments={"bind": bind}))
     if state.waiting:
         raise WriteError(
             f"{len(state.waiting)} message(s) have no connection to be inserted on: "
@@ -158,7 +163,7 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
     else:
         return
     if state is not None and not (state.committed is not None and state.committed() is transaction):
-        state.drop(transaction, is_closed_only=not transaction.nested)
+        state.drop(transaction)
 
 
 def _state(session: Session) -> SessionState | None:

@@ -7,7 +7,7 @@ Both hang weakly on the transactions themselves. `Connection.info` would outlive
 message would go out with the next user's COMMIT.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -33,8 +33,8 @@ class Written:
         number: grows with each message written.
         message: the message.
         insert: into which outbox.
-        scopes: the session's transactions around it, savepoints first, the root last; empty for a Connection.
-        savepoints: names of the connection's savepoints around it. A message is dropped with any of them.
+        scopes: the session's savepoints around it, and its root transaction, as far as they are none of a connection's.
+        savepoints: the names of the connection's savepoints around it. A message is dropped with any of these.
     """
 
     number: int
@@ -84,36 +84,19 @@ class SessionState:
         self.waiting: list[tuple[Bind, Written]] = []
         self.is_committing = False
         self.committed: Scope | None = None
-        self._lists: list[tuple[Pending, bool]] = []
+        self._lists: list[Pending] = []
 
-    def shares(self, pending: Pending, *, outlives_session: bool) -> None:
-        """Remember a list that this session writes to.
+    def shares(self, pending: Pending) -> None:
+        """Remember a list that this session writes to."""
+        if all(known is not pending for known in self._lists):
+            self._lists.append(pending)
 
-        Args:
-            pending: the list of a connection's transaction.
-            outlives_session: what the session did on that connection stays there when the session is only closed.
-        """
-        if all(known is not pending for known, _ in self._lists):
-            self._lists.append((pending, outlives_session))
-
-    def leave_waiting(self, binds: Iterable[Bind]) -> list[Written]:
-        """Take out and return what was waiting for a connection of one of these."""
-        found = [written for bind, written in self.waiting if bind in binds]
-        self.waiting = [(bind, written) for bind, written in self.waiting if bind not in binds]
-        return found
-
-    def drop(self, scope: SessionTransaction, *, is_closed_only: bool = False) -> None:
-        """Forget what was written inside `scope`.
-
-        Args:
-            scope: the transaction or savepoint that ended without a commit.
-            is_closed_only: it was not rolled back; what outlives the session stays.
-        """
+    def drop(self, scope: SessionTransaction) -> None:
+        """Forget what was written inside a transaction or savepoint of the session that ended without a commit."""
         gone = ref(scope)
         self.waiting = [(bind, written) for bind, written in self.waiting if gone not in written.scopes]
-        for pending, outlives_session in self._lists:
-            if not (is_closed_only and outlives_session):
-                pending.drop(lambda written: gone in written.scopes)
+        for pending in self._lists:
+            pending.drop(lambda written: gone in written.scopes)
 
 
 connections: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, UnboundExecutionError
+from sqlalchemy.exc import InvalidRequestError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from outbox.errors import WriteError
+from outbox.errors import ConfigurationError, WriteError
 from outbox.message import Message
 from outbox.writing import pending
 from outbox.writing.autocommit import refuse_autocommit, refuse_autocommit_option
@@ -18,10 +19,11 @@ from outbox.writing.unpublished import (
     begins_without_waiting,
     connection_of,
     is_left_behind,
-    only_joined,
+    is_unable_to_wait,
     refuse_ended_block,
     savepoints,
     scopes,
+    without_savepoint,
 )
 
 DIALECTS = ("postgresql", "sqlite")
@@ -31,7 +33,7 @@ def unwrapped(session: Any) -> Session | Connection:
     """Return the Session or Connection that a scoped or async one wraps.
 
     Raises:
-        WriteError: it is none of them, or an AsyncConnection that is not open.
+        WriteError: it is none of them, or an AsyncConnection that was not started.
     """
     # Told apart by what they have: the async ones need not be importable here.
     if not isinstance(session, (Session, Connection)) and hasattr(session, "registry") and callable(session):
@@ -40,9 +42,7 @@ def unwrapped(session: Any) -> Session | Connection:
         session = session.sync_session
     elif hasattr(session, "sync_connection"):
         if session.sync_connection is None:
-            raise WriteError(
-                "this AsyncConnection is not open: write between `async with engine.connect()` and its end"
-            )
+            raise WriteError("this AsyncConnection was not started: write inside `async with engine.connect()`")
         session = session.sync_connection
     if not isinstance(session, (Session, Connection)):
         raise WriteError(
@@ -57,7 +57,7 @@ def bind_as_given(bind: Any) -> Bind | None:
     for wrapped in ("sync_engine", "sync_connection"):
         bind = getattr(bind, wrapped, bind)
     if bind is not None and not isinstance(bind, (Engine, Connection)):
-        raise WriteError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
+        raise ConfigurationError(f"bind takes an Engine or a Connection, sync or async, not {type(bind).__name__}")
     return bind
 
 
@@ -86,6 +86,8 @@ def _refusals_in_words() -> Iterator[None]:
 def _remember_in_connection(connection: Connection, message: Message, insert: OutboxInsert) -> None:
     refuse_dialect(connection)
     refuse_autocommit_option(connection)
+    if connection.closed:
+        raise WriteError("this connection is closed: nothing can be written to it any more")
     if connection.get_transaction() is None:
         if not begins_without_waiting(connection):
             raise WriteError(
@@ -115,7 +117,7 @@ def _remember_in_session(session: Session, message: Message, insert: OutboxInser
     if connection is None:
         state.waiting.append((bind, written))
     else:
-        share(session, state, connection, [written])
+        share(state, connection, [written])
 
 
 def _begun(session: Session) -> SessionTransaction:
@@ -168,25 +170,28 @@ def _joins_by_savepoint(session: Session, connection: Connection) -> bool:
 
 
 def _connected(session: Session, bind: Bind) -> Connection | None:
-    try:
-        return session.connection(bind_arguments={"bind": bind})
-    except MissingGreenlet:
-        # Not inside a commit, then: that one failed, and the next will call `before_commit` again.
+    # Under asyncio, outside of a greenlet, this is no commit: that one failed, and the next asks again.
+    if is_unable_to_wait(bind):
         return None
+    return session.connection(bind_arguments={"bind": bind})
 
 
-def share(session: Session, state: SessionState, connection: Connection, messages: list[Written]) -> None:
+def share(state: SessionState, connection: Connection, messages: list[Written]) -> None:
     """Put a session's messages into the list of the connection that it works on.
 
     Raises:
         WriteError: the connection's transaction can take no message, or is none.
     """
+    if not messages:
+        return
     shared = pending_of(connection)
-    root = session.get_transaction()
-    state.shares(shared, outlives_session=root is not None and only_joined(root, connection))
+    state.shares(shared)
     around = savepoints(connection)
     for written in messages:
-        shared.add(Written(written.number, written.message, written.insert, written.scopes, around))
+        # Where the session's scope is a transaction or savepoint of the connection, that one's end decides: a session
+        # that only joined may be closed, and leaves its work there, and its messages with it.
+        unsent = without_savepoint(written.scopes, connection)
+        shared.add(replace(written, scopes=unsent, savepoints=around))
 
 
 def pending_of(connection: Connection) -> Pending:

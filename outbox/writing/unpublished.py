@@ -48,10 +48,13 @@ def connection_of(transaction: SessionTransaction, bind: Bind) -> Connection | N
     return None
 
 
-def only_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Return whether closing the session leaves what it did on `connection` to the transaction that it joined."""
-    joined = transaction._connections.get(connection)  # noqa: SLF001
-    return joined is not None and not joined[2]
+def without_savepoint(around: tuple[Scope, ...], connection: Connection) -> tuple[Scope, ...]:
+    """Return those of a session's scopes that have no transaction or savepoint of `connection` to end."""
+    return tuple(
+        scope
+        for scope in around
+        if (transaction := scope()) is not None and connection not in transaction._connections  # noqa: SLF001
+    )
 
 
 def is_left_behind(session: Session, connection: Connection) -> bool:
@@ -65,13 +68,18 @@ def is_left_behind(session: Session, connection: Connection) -> bool:
     return False
 
 
+def is_unable_to_wait(bind: Bind) -> bool:
+    """Return whether SQL on this bind takes an await, and none is possible here."""
+    return bind.dialect.is_async and not in_greenlet()
+
+
 def begins_without_waiting(connection: Connection) -> bool:
     """Return whether `connection.begin()` can be called here.
 
     A listener for `begin` that has to wait, outside of a greenlet, would leave an AsyncConnection that believes itself
     to be in the middle of beginning for ever, and runs statements without a transaction.
     """
-    return not connection.dialect.is_async or in_greenlet() or not connection.dispatch.begin
+    return not (is_unable_to_wait(connection) and connection.dispatch.begin)
 
 
 def level_on_connect(engine: Engine) -> object:

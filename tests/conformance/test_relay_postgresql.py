@@ -1,8 +1,7 @@
 """What only PostgreSQL can break: snapshots, open transactions, crashes, standbys, clones, locks."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,21 +13,22 @@ from sqlalchemy import make_url
 
 from outbox.errors import ConfigurationError, MessageAtFault, Permanent
 from outbox.journal.postgresql import PostgresqlLease
-from outbox.message import Position
-from outbox.process import postgresql
 from outbox.tables import Place
 from relay import Relay
-from relay.checkpoint import BEGINNING, Checkpoint
 from relay.database.postgresql import PostgresqlOutbox
 from relay.logs.registry import open_log
 from relay.move.contract import Work
 from relay.move.postgresql import LocalPostgresqlMover
 from relay.reader.contract import Limits
-from relay.reader.postgresql import PostgresqlReader, Selection
 from relay.registration import register
 from relay.status import status
 from relay.topics import parse_topics
 
+
+@pytest.fixture
+def postgresql_url(each_postgresql_url: str) -> str:
+    """These tests run on every version that is there: snapshots, plans and locks are the servers' own."""
+    return each_postgresql_url
 
 @pytest.fixture
 def url(postgresql_url: str) -> str:
@@ -37,64 +37,6 @@ def url(postgresql_url: str) -> str:
 
 def drain(url: str, **settings: object) -> None:
     Relay(url, url, **settings).run(once=True)
-
-
-def bulk(url: str, count: int, payload: str) -> None:
-    """Write many messages by one statement."""
-    statement = "insert into outbox (topic, payload) select 'orders', convert_to(?, 'UTF8') from generate_series(1, ?)"
-    rows(url, statement, payload, count)
-
-
-@contextmanager
-def reading(url: str, topics: str = "*") -> Iterator[PostgresqlReader]:
-    with closing(postgresql.connect(make_url(url), name="test")) as connection:
-        yield PostgresqlReader(connection, Place(), parse_topics(topics))
-
-
-def read_all(url: str, limits: Limits, *, forget_each: bool = False) -> list[list[bytes | None]]:
-    """Read an outbox to its end chunk by chunk; `forget_each`: with nothing kept but the saved checkpoint."""
-    checkpoint = Checkpoint(BEGINNING, None, Position(0), Position(0))
-    chunks: list[list[bytes | None]] = []
-    with reading(url) as first:
-        reader = first
-        for _ in range(10_000):
-            fresh = checkpoint.snapshot_to is None
-            checkpoint, selection = reader.look(checkpoint, limits)
-            if selection is None:
-                if fresh:
-                    return chunks
-                continue
-            chunk = reader.fetch(selection, limits)
-            checkpoint = chunk.after
-            if chunk.entries:
-                chunks.append([entry.message.payload for entry in chunk.entries])
-            if forget_each:
-                reader = PostgresqlReader(reader._connection, Place(), parse_topics("*"))
-    raise AssertionError("the reader never came to the end")
-
-
-@pytest.mark.parametrize("forget_each", [False, True])
-@pytest.mark.parametrize("entries", [1, 2, 7, 49, 50, 51])
-def test_a_checkpoint_is_restartable_at_every_chunk_of_every_size(url: str, entries: int, forget_each: bool):
-    for number in range(50):
-        write(url, "orders", str(number))
-    chunks = read_all(url, Limits(entries=entries), forget_each=forget_each)
-    assert all(len(chunk) <= entries for chunk in chunks)
-    assert [payload for chunk in chunks for payload in chunk] == [str(n).encode() for n in range(50)]
-
-
-def test_a_chunk_is_bounded_by_bytes_where_large_messages_follow_small_ones(url: str):
-    bulk(url, 300, "s" * 10)
-    bulk(url, 20, "l" * 20000)
-    chunks = read_all(url, Limits(entries=500, bytes=50_000))
-    sizes = [sum(len(payload or b"") for payload in chunk) for chunk in chunks]
-    assert max(sizes) <= 50_000 + 20_000
-    assert sum(len(chunk) for chunk in chunks) == 320
-
-
-def test_a_message_larger_than_a_whole_chunk_goes_alone(url: str):
-    bulk(url, 3, "l" * 20000)
-    assert [len(chunk) for chunk in read_all(url, Limits(bytes=1_000))] == [1, 1, 1]
 
 
 def test_an_open_transaction_stops_nobody_and_its_entries_come_when_they_are_visible(url: str):
@@ -118,20 +60,6 @@ def test_a_transaction_that_drew_its_id_early_and_took_the_lock_late_keeps_its_p
         early.commit()
     drain(url)
     assert by_key(url)["k"] == ["A", "B"]
-
-
-def test_a_large_window_keeps_its_order_across_chunks_and_takeovers(url: str):
-    """INVARIANT I3: in a window of many chunks the order is by position, also for ids that are older than others."""
-    with psycopg.connect(url) as early:
-        early.execute("select pg_current_xact_id()")
-        for number in range(30):
-            write(url, "orders", str(number), key="k")
-        early.execute("insert into outbox (topic, key, payload) values ('orders', 'k', '30')")
-        early.commit()
-    for number in range(31, 40):
-        write(url, "orders", str(number), key="k")
-    chunks = read_all(url, Limits(entries=7), forget_each=True)
-    assert [payload for chunk in chunks for payload in chunk] == [str(n).encode() for n in range(40)]
 
 
 def test_what_was_read_is_not_read_again_when_a_window_reaches_back_behind_it(url: str):
@@ -161,26 +89,6 @@ def test_what_was_open_when_a_relay_was_registered_with_latest_is_still_delivere
         still_open.commit()
     drain(url)
     assert payloads(url) == ["open"]
-
-
-def test_a_relay_that_only_reads_some_topics_walks_a_large_window_of_others_to_its_end(url: str, monkeypatch):
-    monkeypatch.setattr("relay.reader.postgresql.SLICE", 10)
-    rows(url, "insert into outbox (topic, payload) select 'other', 'x' from generate_series(1, 95)")
-    write(url, "orders", "1", key="k")
-    rows(url, "insert into outbox (topic, payload) select 'other', 'x' from generate_series(1, 95)")
-    write(url, "orders", "2", key="k")
-    with reading(url, "orders") as reader:
-        checkpoint = Checkpoint(BEGINNING, None, Position(0), Position(0))
-        seen = []
-        for _ in range(100):
-            checkpoint, selection = reader.look(checkpoint, Limits(entries=1))
-            if selection is None:
-                break
-            chunk = reader.fetch(selection, Limits(entries=1))
-            seen += [entry.message.payload for entry in chunk.entries]
-            checkpoint = chunk.after
-    assert seen == [b"1", b"2"]
-    assert checkpoint.snapshot_to is None
 
 
 def test_the_lag_counts_what_is_committed_and_not_done(url: str):
@@ -267,18 +175,18 @@ def _seen_snapshots(url: str) -> bool:
     return True
 
 
-def test_a_copy_of_the_database_is_not_the_database(postgresql_server_url: str, url: str):
+def test_a_copy_of_the_database_is_not_the_database(url: str):
     """Snapshots of another database or cluster mean nothing: told by the registration, with what to do."""
     drain(url)
     server, name = url.rsplit("/", 1)
-    with psycopg.connect(postgresql_server_url, autocommit=True) as connection:
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f'create database "{name}_copy" template "{name}"')
     try:
         copy = f"{server}/{name}_copy"
         with pytest.raises(ConfigurationError, match=r"another cluster or database.*relay forget default"):
             drain(copy)
     finally:
-        with psycopg.connect(postgresql_server_url, autocommit=True) as connection:
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
             connection.execute(f'drop database "{name}_copy" with (force)')
 
 
@@ -392,12 +300,3 @@ def test_a_topic_that_another_process_makes_at_the_same_moment_is_one_topic(url:
         relay.join(60)
     assert rows(url, "select count(*), count(distinct name) from log_topic") == [(4, 4)]
     assert sorted(payloads(url)) == sorted(str(n) for n in range(8) for _ in range(2))
-
-
-def test_a_selection_before_the_first_entry_is_empty(url: str):
-    write(url, "orders", "1")
-    with reading(url) as reader:
-        checkpoint, selection = reader.look(Checkpoint(BEGINNING, None, Position(0), Position(0)), Limits())
-        assert isinstance(selection, Selection)
-        assert reader.fetch(reader.before(selection, Position(1)), Limits()).entries == []
-    assert checkpoint.snapshot_to is not None

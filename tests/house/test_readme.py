@@ -56,7 +56,9 @@ def _said(command: str, folder: Path) -> str:
 def test_the_examples_of_the_readme_print_what_it_says(tmp_path: Path):
     for name, body in _example_files().items():
         (tmp_path / name).write_text(body)
-    conversation = next(pairs for pairs in _conversations() if any(name in pairs[0][0] for name in _example_files()))
+    conversation = next(
+        pairs for pairs in _conversations() if any(f"python {name}" in dict(pairs) for name in _example_files())
+    )
     for command, printed in conversation:
         assert _said(command, tmp_path).rstrip() == printed.rstrip(), command
 

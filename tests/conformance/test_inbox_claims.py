@@ -1,0 +1,520 @@
+"""Claims: two consumers that both believe they own a partition, crashes at the worst moment, and where a group resumes."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from databases import connected, rows, wait_until
+from inbox_road import INSERT, TOPIC, Road, effect, message, on, running
+from postgresql_server import PostgresqlServer
+from sqlalchemy import Connection, MetaData, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from inbox import Delivery, Inbox
+from inbox.claims import Claim, Dialect, Limits, Taking, dialect_for
+from inbox.handlers import Handlers
+from inbox.loop import Loop, Manner
+from inbox.registration import Registration
+from inbox.transactions import Target, ThreadTransactions
+from outbox.errors import ConfigurationError, Fenced, Forgotten, OutboxError, Permanent
+from outbox.message import Offset
+from outbox.process.urls import parse_url, with_driver
+from outbox.retry import RetryPolicy
+from outbox.tables import inbox_tables
+from outbox.tables.names import Place
+from relay.logs.contract import Bounds, Partition
+
+GROUP = "billing"
+PARTITION = Partition(TOPIC, "11111111-1111-1111-1111-111111111111", 0)
+LIMITS = Limits(handler_seconds=20)
+
+
+@pytest.fixture
+def road(database_url: str) -> Road:
+    return Road(database_url)
+
+
+class Hand:
+    """One consumer's connection, by which claims are taken directly."""
+
+    def __init__(self, url: str) -> None:
+        parsed = parse_url(url)
+        self.dialect: Dialect = dialect_for(parsed, Place(), GROUP)
+        self.engine = create_engine(self.dialect.url(with_driver(parsed)))
+        self.dialect.adapt(self.engine)
+        self.connection: Connection = self.engine.connect()
+        self.dialect.prepare(self.connection, LIMITS)
+
+    def take(self, claim: Claim, end: int, ids: list[tuple[str, Any]]) -> Any:
+        return self.dialect.take(self.connection, Taking(PARTITION, claim, Offset(end), sorted(ids), 0, 0))
+
+    def close(self) -> None:
+        self.connection.close()
+        self.engine.dispose()
+
+
+@pytest.fixture
+def hands(road: Road) -> Iterator[Callable[[], Hand]]:
+    made: list[Hand] = []
+
+    def make() -> Hand:
+        made.append(Hand(road.database))
+        return made[-1]
+
+    yield make
+    for hand in made:
+        hand.close()
+
+
+def registration() -> Registration:
+    return Registration(inbox_tables(MetaData()).inbox_offset, GROUP)
+
+
+def register(hand: Hand, partitions: int = 1, *, latest: bool = False, first: int = 0, end: int = 0) -> bool:
+    held = {PARTITION._replace(number=number): Bounds(Offset(first), Offset(end)) for number in range(partitions)}
+    with hand.connection.begin():
+        return registration().register(hand.connection, held, latest=latest)
+
+
+def newest(hand: Hand, number: int = 0) -> Claim:
+    with hand.connection.begin():
+        return registration().newest(hand.connection, PARTITION._replace(number=number))
+
+
+IDS = [("/shop", uuid4()) for _ in range(10)]
+
+
+# One claim
+
+
+def test_a_claim_tells_which_messages_are_new(hands: Callable[[], Hand]) -> None:
+    hand = hands()
+    register(hand)
+    with hand.connection.begin():
+        assert hand.take(Claim(0, Offset(0)), 3, IDS[:3]) is None
+    with hand.connection.begin():
+        assert hand.take(Claim(1, Offset(3)), 6, IDS[1:5]) == frozenset(IDS[3:5])
+    with hand.connection.begin():
+        assert hand.take(Claim(2, Offset(6)), 7, []) is None
+    assert newest(hand) == Claim(3, Offset(7))
+
+
+def test_a_claim_that_was_taken_is_fenced(hands: Callable[[], Hand]) -> None:
+    one, two = hands(), hands()
+    register(one)
+    with one.connection.begin():
+        one.take(Claim(0, Offset(0)), 3, IDS[:3])
+    with pytest.raises(Fenced), two.connection.begin():
+        two.take(Claim(0, Offset(0)), 5, IDS[:5])
+    assert newest(one) == Claim(1, Offset(3))
+
+
+def test_a_run_that_does_not_begin_where_the_newest_claim_ends_is_fenced(hands: Callable[[], Hand]) -> None:
+    """Compared by its number alone, a step that somebody else made with another end lets records be skipped for good."""
+    hand = hands()
+    register(hand)
+    with hand.connection.begin():
+        hand.take(Claim(0, Offset(0)), 3, IDS[:3])
+    with pytest.raises(Fenced), hand.connection.begin():
+        hand.take(Claim(1, Offset(5)), 10, IDS[5:])
+    assert newest(hand) == Claim(1, Offset(3))
+
+
+def test_a_claim_that_is_rolled_back_leaves_no_ids(road: Road, hands: Callable[[], Hand]) -> None:
+    hand = hands()
+    register(hand)
+    with hand.connection.begin() as transaction:
+        hand.take(Claim(0, Offset(0)), 3, IDS[:3])
+        transaction.rollback()
+    assert road.ids() == 0
+    assert newest(hand) == Claim(0, Offset(0))
+
+
+def test_a_twin_waits_for_the_claim_and_is_fenced_when_the_other_commits(road: Road, hands: Callable[[], Hand]) -> None:
+    one, two = hands(), hands()
+    register(one)
+    failed: list[BaseException] = []
+
+    def twin() -> None:
+        try:
+            with two.connection.begin():
+                two.take(Claim(0, Offset(0)), 5, IDS[:5])
+        except Fenced as error:
+            failed.append(error)
+
+    with one.connection.begin():
+        one.take(Claim(0, Offset(0)), 3, IDS[:3])
+        thread = threading.Thread(target=twin)
+        thread.start()
+        wait_until_waiting(road.database, thread)
+    thread.join(20)
+    assert len(failed) == 1
+    assert newest(one) == Claim(1, Offset(3))
+    assert road.ids() == 3
+
+
+def test_a_twin_goes_on_when_the_other_rolls_back(road: Road, hands: Callable[[], Hand]) -> None:
+    one, two = hands(), hands()
+    register(one)
+    taken: list[Any] = []
+
+    def twin() -> None:
+        with two.connection.begin():
+            taken.append(two.take(Claim(0, Offset(0)), 5, IDS[:5]))
+
+    with one.connection.begin() as transaction:
+        one.take(Claim(0, Offset(0)), 3, IDS[:3])
+        thread = threading.Thread(target=twin)
+        thread.start()
+        wait_until_waiting(road.database, thread)
+        transaction.rollback()
+    thread.join(20)
+    assert taken == [None]
+    assert newest(one) == Claim(1, Offset(5))
+
+
+def wait_until_waiting(url: str, thread: threading.Thread, lock: str = "%") -> None:
+    """On PostgreSQL, wait until somebody waits for a lock; on SQLite there is nothing to see but that it goes on."""
+    if url.startswith("sqlite"):
+        thread.join(0.2)
+        assert thread.is_alive()
+        return
+    waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    wait_until(lambda: rows(url, waiting)[0][0] == 1, "the twin waits for a lock")
+
+
+def test_a_late_insert_of_a_pruned_step_is_fenced(postgresql_url: str) -> None:
+    """The schedule that random faults do not find: a claim hangs on an id while steps go on and are pruned.
+
+    Without the lock on the step it was decided on, its own step finds no conflict, because that row was pruned.
+    """
+    road = Road(postgresql_url)
+    one, late = Hand(road.database), Hand(road.database)
+    register(one)
+    outcome: list[Any] = []
+
+    def twin() -> None:
+        try:
+            with late.connection.begin():
+                outcome.append(late.take(Claim(0, Offset(0)), 10, IDS))
+        except OutboxError as error:
+            outcome.append(error)
+
+    hanging = psycopg.connect(road.database)
+    hanging.execute("insert into inbox (consumer_group, source, message_id) values (%s, %s, %s)", (GROUP, *IDS[7]))
+    thread = threading.Thread(target=twin)
+    with one.connection.begin():
+        one.take(Claim(0, Offset(0)), 3, IDS[:3])
+        thread.start()
+        wait_until_waiting(road.database, thread)
+    wait_until(lambda: waits_for(road.database) == hanging.info.backend_pid, "the twin waits for the hanging insert")
+    with one.connection.begin():
+        one.take(Claim(1, Offset(3)), 5, IDS[3:5])
+    try:
+        with one.dialect.translated(), one.connection.begin():
+            one.connection.execute(text("set local lock_timeout = '200ms'"))
+            registration().prune(one.connection, PARTITION, Claim(2, Offset(5)), 0)
+    except OutboxError:
+        pass  # as it must be: the twin holds the step
+    hanging.rollback()
+    thread.join(20)
+    hanging.close()
+    assert len(outcome) == 1
+    assert isinstance(outcome[0], Fenced)
+    assert newest(one) == Claim(2, Offset(5))
+    assert road.ids() == 5
+    one.close()
+    late.close()
+
+
+def waits_for(url: str) -> int | None:
+    found = rows(
+        url,
+        "select pg_blocking_pids(pid) from pg_stat_activity"
+        " where datname = current_database() and wait_event_type = 'Lock'",
+    )
+    return found[0][0][0] if found and found[0][0] else None
+
+
+# Registration
+
+
+def test_registration_is_made_once_and_not_again_after_its_claims_were_pruned(hands: Callable[[], Hand]) -> None:
+    """Step 0 made by a plain insert comes back when it was pruned, and hands out everything a second time."""
+    hand = hands()
+    assert register(hand, 2) is True
+    with hand.connection.begin():
+        hand.take(Claim(0, Offset(0)), 3, IDS[:3])
+    with hand.connection.begin():
+        registration().prune(hand.connection, PARTITION, newest_inside(hand), 0)
+    assert register(hand, 2) is False
+    assert newest(hand) == Claim(1, Offset(3))
+    assert newest(hand, 1) == Claim(0, Offset(0))
+
+
+def newest_inside(hand: Hand) -> Claim:
+    return registration().newest(hand.connection, PARTITION)
+
+
+def test_partitions_that_are_added_begin_at_0_and_a_new_topic_at_its_first_record(hands: Callable[[], Hand]) -> None:
+    hand = hands()
+    register(hand, 1, first=7, end=9)
+    register(hand, 3, first=7, end=9)
+    assert [newest(hand, number).end for number in range(3)] == [7, 0, 0]
+
+
+def test_latest_begins_at_the_end(hands: Callable[[], Hand]) -> None:
+    hand = hands()
+    register(hand, 2, latest=True, end=9)
+    register(hand, 3, latest=True, end=11)
+    assert [newest(hand, number).end for number in range(3)] == [9, 9, 0]
+
+
+def test_a_topic_made_anew_is_read_from_its_start_and_its_old_claims_go(road: Road, hands: Callable[[], Hand]) -> None:
+    hand = hands()
+    register(hand, 1)
+    with hand.connection.begin():
+        hand.take(Claim(0, Offset(0)), 3, IDS[:3])
+    anew = PARTITION._replace(incarnation="22222222-2222-2222-2222-222222222222")
+    with hand.connection.begin():
+        registration().register(hand.connection, {anew: Bounds(Offset(0), Offset(5))}, latest=True)
+    with hand.connection.begin():
+        assert registration().newest(hand.connection, anew) == Claim(0, Offset(0))
+        with pytest.raises(Forgotten):
+            registration().newest(hand.connection, PARTITION)
+    assert road.ids() == 3
+
+
+def test_a_log_that_lost_what_comes_next_is_not_skipped_over(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect)
+    road.write("one", "two")
+    inbox.run(road.database, road.log, once=True)
+    from relay.logs.memory import MemoryLog
+
+    real = MemoryLog.partitions
+    for first, end, words in ((5, 9, "begins at 5"), (0, 1, "ends at 1")):
+
+        def partitions(self: MemoryLog, topics: Any, first: int = first, end: int = end) -> Any:
+            return {
+                one: Bounds(Offset(first), Offset(end)) if held.end else held
+                for one, held in real(self, topics).items()
+            }
+
+        monkeypatch.setattr(MemoryLog, "partitions", partitions)
+        with pytest.raises(Permanent, match=words) as raised:
+            inbox.run(road.database, road.log, once=True)
+        assert "topic 'orders'" in str(raised.value)
+        assert "offset 2" in str(raised.value)
+
+
+# Crashes
+
+
+def test_a_crash_between_the_handlers_commit_and_the_logs_repeats_nothing(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's own offset is a report. Resumed from there, the group would go through everything again."""
+    from relay.logs.memory import MemoryConsumer
+
+    monkeypatch.setattr(MemoryConsumer, "commit", lambda self, offsets: None)
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect)
+    road.write("one", "two")
+    inbox.run(road.database, road.log, once=True)
+    assert road.open_log().committed(GROUP) == {}
+    road.write("three")
+    inbox.run(road.database, road.log, once=True)
+    assert road.effects == ["one", "two", "three"]
+    assert road.counts() == (3, 0, 0)
+
+
+def test_offsets_are_reported_to_the_log(road: Road) -> None:
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect)
+    road.write("one", "two")
+    inbox.run(road.database, road.log, once=True)
+    assert sum(road.open_log().committed(GROUP).values()) == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_commit_in_doubt_is_settled_by_the_newest_claim(
+    road: Road, kind: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inbox.lending import Lent
+
+    doubts = iter([False, True, False, True])
+    commit = Lent.commit
+
+    def doubtful(self: Lent) -> None:
+        doubtful_now = next(doubts, False) and road.ids() > 0
+        if kept or not doubtful_now:
+            commit(self)
+        if doubtful_now:
+            lost = psycopg.OperationalError if not road.database.startswith("sqlite") else Busy
+            raise OperationalError("commit", {}, lost("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(Lent, "commit", doubtful)
+    inbox = Inbox(GROUP)
+    on(inbox, kind, effect, batch=False, retry=RetryPolicy(attempts=1))
+    road.write(*map(str, range(8)))
+    inbox.run(road.database, road.log, once=True)
+    assert road.effects == [str(number) for number in range(8)]
+    assert road.counts() == (8, 0, 0)
+
+
+class Busy(Exception):
+    sqlite_errorcode = 5
+
+
+def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_server: PostgresqlServer) -> None:
+    """I8: lag returns to zero with no human hand; and it was nobody's attempt."""
+    road = Road(own_postgresql_server.url())
+    inbox = Inbox(GROUP)
+    handled = threading.Event()
+
+    def handle(delivery: Delivery[str], session: Session) -> None:
+        effect(delivery, session)
+        handled.set()
+
+    on(inbox, "def", handle, retry=RetryPolicy(attempts=1))
+    with running(inbox.run, road.database, road.log):
+        for number in range(3):
+            handled.clear()
+            road.write(*(f"{number}-{place}" for place in range(50)))
+            assert handled.wait(20)
+            own_postgresql_server.crash()
+            own_postgresql_server.start()
+        wait_until(lambda: len(road.effects) == 150, "all are handled")
+    assert road.effects == [f"{number}-{place}" for number in range(3) for place in range(50)]
+
+
+# Twins
+
+
+class Twin:
+    """A member that believes it owns every partition: to the log it is a group of its own, to the database it is not."""
+
+    def __init__(self, road: Road, name: str, body: Callable[[Delivery[str], Session], None], **options: Any) -> None:
+        self.inbox = Inbox(GROUP)
+        on(self.inbox, "def", body, **options)
+        handlers: Handlers = self.inbox._handlers
+        url = parse_url(road.database)
+        target = Target(url, dialect_for(url, Place(), GROUP), Limits(handlers.timeout_seconds))
+        self._loop: Callable[[threading.Event], Loop] = lambda stop: Loop(
+            road.open_log(),
+            f"{GROUP}-{name}",
+            handlers,
+            transactions=ThreadTransactions(target),
+            target=target,
+            registration=registration(),
+            manner=Manner(once=False, latest=False, stop=stop, wait_seconds=10),
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        self._loop(stop).run()
+
+
+@contextmanager
+def twins(*all_of_them: Twin) -> Iterator[None]:
+    if not all_of_them:
+        yield
+        return
+    with running(all_of_them[0].run), twins(*all_of_them[1:]):
+        yield
+
+
+def test_twins_double_skip_and_disorder_nothing(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INVARIANT I4, I5: three consumers that each believe they own every partition; handlers fail, connections are cut.
+
+    Ids alone would keep effects single; claims keep a consumer from going on behind a batch that it lost.
+    """
+    monkeypatch.setattr("inbox.lane.FIRST_SIZE", 3)
+    monkeypatch.setattr("inbox.lane.MOST", 7)
+    monkeypatch.setattr("inbox.upkeep.PRUNE_SECONDS", 0.05)
+    monkeypatch.setattr("inbox.upkeep.KEEP_STEPS", 2)
+    chance = random.Random(7)
+    on_sqlite = road.database.startswith("sqlite")
+
+    def body(delivery: Delivery[str], session: Session) -> None:
+        session.execute(text(INSERT), {"body": f"{delivery.message.key}:{delivery.data}", "attempt": delivery.attempt})
+        if chance.random() < 0.02:
+            raise RuntimeError("by chance")
+        if chance.random() < 0.02 and not on_sqlite:
+            session.execute(text("select pg_terminate_backend(pg_backend_pid())"))
+
+    options: dict[str, Any] = {"retry": RetryPolicy(attempts=1000, first_seconds=0.005), "timeout_seconds": 20}
+    count, keys = (400, 4) if on_sqlite else (800, 6)
+    sent: dict[str, list[str]] = {}
+    with twins(*(Twin(road, name, body, **options) for name in "abc")):
+        number = 0
+        while number < count:
+            batch = []
+            for _ in range(chance.randint(1, 40)):
+                key = f"k{chance.randrange(keys)}"
+                sent.setdefault(key, []).append(str(number))
+                batch.append(message(str(number), key=key))
+                if chance.random() < 0.1:
+                    batch.append(batch[-1])
+                number += 1
+            road.put(*batch)
+        wait_until(lambda: len(road.effects) >= number, "all are handled", seconds=90)
+    found: dict[str, list[str]] = {}
+    for one in road.effects:
+        key, _, body_ = one.partition(":")
+        found.setdefault(key, []).append(body_)
+    assert found == sent
+    assert road.counts()[0] == number
+
+
+def test_old_claims_are_pruned_and_the_newest_stays(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inbox.upkeep.PRUNE_SECONDS", 0.0)
+    monkeypatch.setattr("inbox.upkeep.KEEP_STEPS", 10)
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect, batch=False)
+    road.write(*map(str, range(100)))
+    inbox.run(road.database, road.log, once=True)
+    claims = [row[0] for row in rows(road.database, "select step from inbox_offset where step > 0 and partition >= 0")]
+    assert 100 in claims
+    assert len(claims) <= 21
+    inbox.run(road.database, road.log, once=True)
+    assert len(road.effects) == 100
+
+
+@pytest.mark.parametrize("hangs_in", ["step > 0", "incarnation = ''"])
+def test_a_predecessor_that_hangs_in_its_transaction_is_ended(
+    postgresql_url: str, hangs_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I8: a stopped process can hold its claim where no time-out of the server ends it."""
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.3)
+    road = Road(postgresql_url)
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect, timeout_seconds=0.2)
+    road.write("one")
+    inbox.run(road.database, road.log, once=True)
+    road.write("two")
+    with psycopg.connect(road.database, application_name=f"inbox {GROUP}") as hanging:
+        hanging.execute(f"select * from inbox_offset where {hangs_in} for update")
+        inbox.run(road.database, road.log, once=True)
+        with pytest.raises(psycopg.OperationalError):
+            hanging.execute("select 1")
+    assert road.effects == ["one", "two"]
+
+
+def test_a_read_only_database_is_refused_in_words(postgresql_url: str) -> None:
+    road = Road(postgresql_url)
+    name = postgresql_url.rsplit("/", 1)[1]
+    rows(road.database, f"alter database {name} set default_transaction_read_only = on")
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect)
+    road.write("one")
+    with pytest.raises(ConfigurationError, match="read-only"):
+        inbox.run(road.database, road.log, once=True)
