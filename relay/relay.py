@@ -142,6 +142,7 @@ class Relay:
             log.check()
             if run.incarnation is None:
                 self._refuse_differences()
+                database.refuse_pooler()
             self._refuse_unfit(database, log)
             yield database, self._registered(run, database, log)
         finally:
