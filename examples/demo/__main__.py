@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine
 from examples.demo import accounts, billing, orders
 from scripts.postgresql_server import PostgresqlServer
 
-WRITERS = 4
+WRITERS = 3
 RELAY_LEASE_SECONDS = 2  # how long another relay waits for one that does not answer; 10 if you say nothing
 KILLS = ["relay", "billing", "relay"]
 QUIET_SECONDS = 2  # each kill comes so long after everything moves again
