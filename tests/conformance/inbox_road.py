@@ -45,12 +45,8 @@ class Road:
         identity = ProducerIdentity("default", uuid.uuid4(), uuid.uuid4(), Epoch(1))
         self._producer = self.open_log().producer(identity)
         self._chunks = 0
-        rows(
-            self.database,
-            "create table effects (number integer primary key, body text, attempt integer)"
-            if database.startswith("sqlite")
-            else "create table effects (number integer generated always as identity, body text, attempt integer)",
-        )
+        number = "integer" if database.startswith("sqlite") else "integer generated always as identity"
+        rows(self.database, f"create table effects (number {number} primary key, body text, attempt integer)")
 
     def open_log(self) -> Log:
         return open_log(self.log, LogOptions())
@@ -79,7 +75,8 @@ class Road:
         """Handled, duplicates and ignored, by the newest claim of each partition."""
         found = rows(
             self.database,
-            "select coalesce(sum(handled), 0), coalesce(sum(duplicates), 0), coalesce(sum(ignored), 0) from inbox_offset o"
+            "select coalesce(sum(handled), 0), coalesce(sum(duplicates), 0), coalesce(sum(ignored), 0)"
+            " from inbox_offset o"
             " where consumer_group = ? and partition >= 0 and step = (select max(step) from inbox_offset n where"
             " n.consumer_group = o.consumer_group and n.incarnation = o.incarnation and n.partition = o.partition)",
             group,
@@ -103,7 +100,7 @@ def running(run: Any, *arguments: Any, **named: Any) -> Iterator[threading.Event
     def target() -> None:
         try:
             run(*arguments, stop=stop, **named)
-        except BaseException as error:  # noqa: BLE001 - handed to the test
+        except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=target)

@@ -1,8 +1,7 @@
-"""Claims: two consumers that both believe they own a partition, crashes at the worst moment, and where a group resumes."""
+"""Claims: consumers that both believe they own a partition, crashes at the worst moment, and where a group resumes."""
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from databases import connected, rows, wait_until
+from databases import rows, wait_until
 from inbox_road import INSERT, TOPIC, Road, effect, message, on, running
 from postgresql_server import PostgresqlServer
 from sqlalchemy import Connection, MetaData, create_engine, text
@@ -20,6 +19,7 @@ from sqlalchemy.orm import Session
 from inbox import Delivery, Inbox
 from inbox.claims import Claim, Dialect, Limits, Taking, dialect_for
 from inbox.handlers import Handlers
+from inbox.lending import Lent
 from inbox.loop import Loop, Manner
 from inbox.registration import Registration
 from inbox.transactions import Target, ThreadTransactions
@@ -30,6 +30,7 @@ from outbox.retry import RetryPolicy
 from outbox.tables import inbox_tables
 from outbox.tables.names import Place
 from relay.logs.contract import Bounds, Partition
+from relay.logs.memory import MemoryConsumer, MemoryLog
 
 GROUP = "billing"
 PARTITION = Partition(TOPIC, "11111111-1111-1111-1111-111111111111", 0)
@@ -117,7 +118,7 @@ def test_a_claim_that_was_taken_is_fenced(hands: Callable[[], Hand]) -> None:
 
 
 def test_a_run_that_does_not_begin_where_the_newest_claim_ends_is_fenced(hands: Callable[[], Hand]) -> None:
-    """Compared by its number alone, a step that somebody else made with another end lets records be skipped for good."""
+    """Compared by its number alone, a step that somebody else made with another end lets records be skipped."""
     hand = hands()
     register(hand)
     with hand.connection.begin():
@@ -297,8 +298,6 @@ def test_a_log_that_lost_what_comes_next_is_not_skipped_over(road: Road, monkeyp
     on(inbox, "def", effect)
     road.write("one", "two")
     inbox.run(road.database, road.log, once=True)
-    from relay.logs.memory import MemoryLog
-
     real = MemoryLog.partitions
     for first, end, words in ((5, 9, "begins at 5"), (0, 1, "ends at 1")):
 
@@ -322,8 +321,6 @@ def test_a_crash_between_the_handlers_commit_and_the_logs_repeats_nothing(
     road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log's own offset is a report. Resumed from there, the group would go through everything again."""
-    from relay.logs.memory import MemoryConsumer
-
     monkeypatch.setattr(MemoryConsumer, "commit", lambda self, offsets: None)
     inbox = Inbox(GROUP)
     on(inbox, "def", effect)
@@ -349,8 +346,6 @@ def test_offsets_are_reported_to_the_log(road: Road) -> None:
 def test_a_commit_in_doubt_is_settled_by_the_newest_claim(
     road: Road, kind: str, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inbox.lending import Lent
-
     doubts = iter([False, True, False, True])
     commit = Lent.commit
 
@@ -401,7 +396,7 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_serve
 
 
 class Twin:
-    """A member that believes it owns every partition: to the log it is a group of its own, to the database it is not."""
+    """A member that believes it owns every partition: to the log it is a group of its own, to the database not."""
 
     def __init__(self, road: Road, name: str, body: Callable[[Delivery[str], Session], None], **options: Any) -> None:
         self.inbox = Inbox(GROUP)

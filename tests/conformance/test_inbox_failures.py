@@ -1,6 +1,7 @@
 """Handlers that fail, take too long, or do what they must not: what is rolled back, tried again, and stopped."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from databases import connected, rows, wait_until
 from inbox_road import INSERT, TOPIC, Road, effect, message, on, running
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 from inbox import Delivery, Inbox, Reject, Retry
 from outbox.errors import Permanent
 from outbox.retry import RetryPolicy
+from relay.logs.memory import MemoryConsumer
 from relay.logs.partition import partition_of
 
 AT_ONCE = RetryPolicy(first_seconds=0)
@@ -94,28 +96,24 @@ def test_a_message_out_of_attempts_stops_its_partition_and_no_other(
 
 
 def test_a_restart_begins_again_at_attempt_1_and_goes_on_where_it_stopped(road: Road) -> None:
-    mended = False
-    for _ in range(2):
-        inbox = Inbox("billing")
-        attempts: list[int] = []
+    inbox = Inbox("billing")
+    attempts: list[int] = []
+    mended = threading.Event()
 
-        def handle(delivery: Delivery[str], session: Session, mended: bool = mended) -> None:
-            effect(delivery, session)
-            if delivery.data == "bad":
-                attempts.append(delivery.attempt)
-                if not mended:
-                    raise RuntimeError("not mended")
+    def handle(delivery: Delivery[str], session: Session) -> None:
+        effect(delivery, session)
+        if delivery.data == "bad":
+            attempts.append(delivery.attempt)
+            if not mended.is_set():
+                raise RuntimeError("not mended")
 
-        on(inbox, "def", handle, retry=RetryPolicy(attempts=2, first_seconds=0), batch=False)
-        if not mended:
-            road.write("one", "bad", "three")
-            with pytest.raises(Permanent):
-                inbox.run(road.database, road.log, once=True)
-            assert attempts == [1, 2]
-        else:
-            inbox.run(road.database, road.log, once=True)
-            assert attempts == [1]
-        mended = True
+    on(inbox, "def", handle, retry=RetryPolicy(attempts=2, first_seconds=0), batch=False)
+    road.write("one", "bad", "three")
+    with pytest.raises(Permanent):
+        inbox.run(road.database, road.log, once=True)
+    mended.set()
+    inbox.run(road.database, road.log, once=True)
+    assert attempts == [1, 2, 1]
     assert road.effects == ["one", "bad", "three"]
 
 
@@ -300,10 +298,8 @@ def test_an_error_of_the_database_that_the_handler_caught_is_not_committed_aroun
 
     def swallows(delivery: Delivery[str], session: Session) -> None:
         effect(delivery, session)
-        try:
+        with contextlib.suppress(DBAPIError):
             session.connection().execute(text("select 1 / 0"))
-        except DBAPIError:
-            pass
 
     on(inbox, kind, swallows, retry=RetryPolicy(attempts=2, first_seconds=0))
     road.write("one", "two")
@@ -318,11 +314,8 @@ def test_a_savepoint_of_the_handlers_own_may_fail(road: Road, kind: str) -> None
 
     def tries(delivery: Delivery[str], session: Session) -> None:
         with pytest.raises(IntegrityError), session.begin_nested():
-            session.execute(
-                text(
-                    "insert into inbox (consumer_group, source, message_id) select * from (select consumer_group, source, message_id from inbox) twice"
-                )
-            )
+            again = "select consumer_group, source, message_id from inbox"
+            session.execute(text(f"insert into inbox (consumer_group, source, message_id) {again}"))
         effect(delivery, session)
 
     on(inbox, kind, tries)
@@ -331,8 +324,8 @@ def test_a_savepoint_of_the_handlers_own_may_fail(road: Road, kind: str) -> None
     assert road.effects == ["one", "two"]
 
 
-def test_a_commit_that_a_deferred_constraint_refuses_is_an_attempt(database_url: str, kind: str) -> None:
-    road = Road(database_url)
+def test_a_commit_that_a_deferred_constraint_refuses_is_an_attempt(postgresql_url: str, kind: str) -> None:
+    road = Road(postgresql_url)
     reference = "integer references parent (id) deferrable initially deferred"
     rows(road.database, "create table parent (id integer primary key)")
     rows(road.database, f"create table child (id {reference})")
@@ -341,10 +334,6 @@ def test_a_commit_that_a_deferred_constraint_refuses_is_an_attempt(database_url:
 
     def orphan(delivery: Delivery[str], session: Session) -> None:
         calls.append(delivery.attempt)
-        if session.get_bind().dialect.name == "sqlite":
-            # foreign keys are switched on outside of transactions only
-            session.execute(text("pragma defer_foreign_keys = on"))
-            raise RuntimeError("FOREIGN KEY")
         session.execute(text("insert into child values (1)"))
 
     on(inbox, kind, orphan, retry=RetryPolicy(attempts=2, first_seconds=0))
@@ -439,7 +428,6 @@ def test_a_slow_handler_does_not_keep_its_member_from_the_log(road: Road, monkey
     """A member that does not poll for long enough loses its partitions."""
     monkeypatch.setattr("inbox.loop.POLL_SECONDS", 0.01)
     polls: list[float] = []
-    from relay.logs.memory import MemoryConsumer
 
     poll = MemoryConsumer.poll
 
@@ -529,14 +517,13 @@ def test_a_file_that_another_writes_to_is_nobodys_attempt(
     inbox = Inbox("billing")
     on(inbox, kind, effect, retry=RetryPolicy(attempts=1))
     road.write("one")
-    with connected(road.database) as other:
-        with running(inbox.run, road.database, road.log):
-            wait_until(lambda: road.ids() == 1, "the first is handled")
-            other.execute("begin immediate")
-            road.write("two")
-            threading.Event().wait(0.3)
-            other.execute("commit")
-            wait_until(lambda: road.ids() == 2, "the second is handled when the file is free")
+    with connected(road.database) as other, running(inbox.run, road.database, road.log):
+        wait_until(lambda: road.ids() == 1, "the first is handled")
+        other.execute("begin immediate")
+        road.write("two")
+        threading.Event().wait(0.3)
+        other.execute("commit")
+        wait_until(lambda: road.ids() == 2, "the second is handled when the file is free")
     assert road.effects == ["one", "two"]
 
 

@@ -1,6 +1,7 @@
 """Handling on both databases, by `def` and by `async def`: what a user of the inbox sees when all goes well."""
 
 import asyncio
+import json
 import threading
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,10 +11,10 @@ from uuid import UUID, uuid4
 import pytest
 from databases import rows, wait_until
 from inbox_road import INSERT, Road, effect, message, on, running
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Identity, Integer, create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.ext.asyncio import AsyncSession as AnAsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from inbox import Delivery, Inbox
 from inbox.status import status
@@ -162,18 +163,30 @@ def test_without_annotations_it_is_the_delivery_and_then_the_session(road: Road,
 
 def test_what_a_handler_leaves_in_its_session_is_its_own(road: Road) -> None:
     """One session serves the whole batch: what one handler loaded or changed must not be there for the next."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Effect(Base):
+        __tablename__ = "effects"
+        number: Mapped[int] = mapped_column(Integer, Identity(), primary_key=True)
+        body: Mapped[str]
+
     inbox = Inbox("billing")
     identities: list[int] = []
+    kept: list[Any] = []
 
     @inbox.handler("orders")
     def handle(delivery: Delivery[str], session: Session) -> None:
         identities.append(len(session.identity_map) + len(session.new))
         with session.begin_nested():
-            effect(delivery, session)
+            session.add(Effect(body=delivery.data))
+        kept.append(session.scalars(select(Effect)).all())
 
     road.write("one", "two", "three")
     inbox.run(road.database, road.log, once=True)
     assert identities == [0, 0, 0]
+    assert [len(found) for found in kept] == [1, 2, 3]
     assert road.effects == ["one", "two", "three"]
 
 
@@ -216,8 +229,6 @@ def test_what_a_handler_writes_to_the_outbox_goes_with_its_transaction_and_names
     road.put(first, second)
     inbox.run(road.database, road.log, once=True)
     written = rows(road.database, "select payload, headers from outbox order by position")
-    import json
-
     found = [(bytes(row[0]).decode(), row[1] if isinstance(row[1], dict) else json.loads(row[1])) for row in written]
     assert found == [
         ("one", {"ce_correlationid": str(first.id), "ce_causationid": str(first.id)}),

@@ -30,6 +30,7 @@ def postgresql_url(each_postgresql_url: str) -> str:
     """These tests run on every version that is there: snapshots, plans and locks are the servers' own."""
     return each_postgresql_url
 
+
 @pytest.fixture
 def url(postgresql_url: str) -> str:
     return install(postgresql_url)
