@@ -110,7 +110,7 @@ def rollback_savepoint(connection: Connection, name: str, _context: None) -> Non
 def after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """Move what was waiting for this connection into its list."""
     state = _state(session)
-    if state is not None:
+    if state is not None and state.waiting:
         _hand_over(state, connection)
 
 
@@ -142,7 +142,7 @@ def before_commit(session: Session) -> None:
 def after_commit(session: Session) -> None:
     """Remember that this transaction or savepoint committed; it ends next."""
     state = _state(session)
-    if state is not None:
+    if state is not None and state.has_messages:
         state.committed = scopes(session)[0]
 
 

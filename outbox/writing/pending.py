@@ -86,6 +86,11 @@ class SessionState:
         self.committed: Scope | None = None
         self._lists: list[Pending] = []
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether anything was written: most transactions of most programs write nothing."""
+        return bool(self.waiting or self._lists)
+
     def shares(self, pending: Pending) -> None:
         """Remember a list that this session writes to."""
         if all(known is not pending for known in self._lists):
