@@ -123,13 +123,9 @@ def _hand_over(state: SessionState, connection: Connection) -> None:
 
 def before_commit(session: Session) -> None:
     """Connect if messages are waiting: a session without a connection commits nothing and tells nobody."""
-    root = session.get_transaction()
-    if root is None:
-        return
-    state = pending.sessions.get(root)
+    state = _state(session)
     if state is None:
-        state = pending.sessions[root] = SessionState()
-    state.is_committing = True
+        return
     for bind in {bind for bind, _ in state.waiting}:
         _hand_over(state, session.connection(bind_arguments={"bind": bind}))
     if state.waiting:
