@@ -109,6 +109,7 @@ class Loop:
         consumer = None
         try:
             self._log_patience.until_done(self._log.check)
+            self._database_patience.until_done(lambda: self._target.dialect.examine(self._target.url))
             self._membership.register()
             consumer = self._log.consumer(self._group, self._handlers.topics, self._membership)
             upkeep = Upkeep(

@@ -96,6 +96,15 @@ class Dialect(Protocol):
         """Return the URL with what this dialect wants in it; its driver is chosen already."""
         ...
 
+    def examine(self, url: URL) -> None:
+        """See that the database is reached in a way that is fit for us; once, when we start.
+
+        Raises:
+            ConfigurationError: through a transaction pooler.
+            Unreachable: it does not answer.
+        """
+        ...
+
     def connect_arguments(self, limits: Limits) -> Mapping[str, Any]:
         """Return what SQLAlchemy hands to the driver's `connect`."""
         ...
@@ -108,7 +117,7 @@ class Dialect(Protocol):
         """Make a new session fit for us.
 
         Raises:
-            ConfigurationError: a standby, a transaction pooler, or another server that we must not use.
+            ConfigurationError: a standby, or a database without our tables.
         """
         ...
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from inbox.claims import Identity, Limits, Taking
 from outbox.errors import ConfigurationError, Fenced
-from outbox.process.postgresql import translate
+from outbox.process.postgresql import refuse_pooler, translate
 from outbox.tables.names import Place
 
 _PASSING = ("40001", "40P01", "55P03", "08", "57P")
@@ -76,6 +76,10 @@ class PostgresqlDialect:
         self._tables = [text(f"select 1 from {place.sql(table)} where false") for table in ("inbox", "inbox_offset")]
         self._backend: int | None = None
 
+    def examine(self, url: URL) -> None:
+        """Refuse a transaction pooler: the settings of a session get lost there, and its name."""
+        refuse_pooler(url)
+
     def connect_arguments(self, limits: Limits) -> Mapping[str, Any]:
         """Name the session, and let a dead network be noticed from this side."""
         return {
@@ -101,7 +105,7 @@ class PostgresqlDialect:
         return driver is not None and bool(driver.info.transaction_status == TransactionStatus.INTRANS)
 
     def prepare(self, connection: Connection, limits: Limits) -> None:
-        """Set what a role's defaults could break, and refuse a standby and a transaction pooler."""
+        """Set what a role's defaults could break, and refuse a standby."""
         with self.translated(), connection.begin():
             session = f"{int(limits.session_seconds * 1000)}ms"
             version = connection.scalar(text("select current_setting('server_version_num')::int")) or 0
@@ -118,9 +122,8 @@ class PostgresqlDialect:
                 settings["transaction_timeout"] = f"{int(limits.transaction_seconds * 1000)}ms"
             for name, value in settings.items():
                 connection.execute(text("select set_config(:name, :value, false)"), {"name": name, "value": value})
-        # A transaction of its own: a transaction pooler may give us another server session now.
         with self.translated(), connection.begin():
-            self._examine(connection, session)
+            self._examine(connection)
             for table in self._tables:
                 connection.execute(table)
 
@@ -135,7 +138,7 @@ class PostgresqlDialect:
         if row is None:
             raise Fenced(f"another consumer of group {self._group!r} has handled {taking.partition.topic} further")
         if row.backend != self._backend:
-            raise ConfigurationError(_POOLER)
+            raise ConfigurationError("another server session answered: connect to the database itself, not to a pool")
         if row.handled == len(taking.identities):
             return None
         return frozenset(_identity(one) for one in row.fresh or ())
@@ -190,25 +193,11 @@ class PostgresqlDialect:
             "ignored": taking.ignored,
         }
 
-    def _examine(self, connection: Connection, expected: str) -> None:
-        seen = connection.execute(
-            text(
-                "select pg_is_in_recovery() as standby, pg_backend_pid() as backend,"
-                " current_setting('statement_timeout')::interval = cast(:expected as interval) as kept"
-            ),
-            {"expected": expected},
-        ).one()
+    def _examine(self, connection: Connection) -> None:
+        seen = connection.execute(text("select pg_is_in_recovery() as standby, pg_backend_pid() as backend")).one()
         if seen.standby:
             raise ConfigurationError("this is a standby, which cannot be written to: connect to the primary")
-        if not seen.kept:
-            raise ConfigurationError(_POOLER)
         self._backend = seen.backend
-
-
-_POOLER = (
-    "the database connection goes through a transaction pooler, where the settings of a session get lost: "
-    "connect the inbox to the database itself, or to a pool in session mode"
-)
 
 
 def session_name(place: Place, group: str) -> str:

@@ -48,6 +48,9 @@ class SqliteDialect:
         self._current, self._fresh, self._next = (text(one.format(**names)) for one in (_CURRENT, _FRESH, _NEXT))
         self._tables = [text(f"select 1 from {name} where false") for name in names.values()]
 
+    def examine(self, url: URL) -> None:
+        """Nothing: a file is a file."""
+
     def connect_arguments(self, limits: Limits) -> Mapping[str, Any]:  # noqa: ARG002 - a file has none of them
         """Wait for our turn to write."""
         return {"timeout": BUSY_SECONDS}
