@@ -15,6 +15,8 @@ logger = logging.getLogger("relay")
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 2.0
 SAY_SECONDS = 10.0
+PATIENT_SECONDS = 600.0
+"""For commands that hold no lease: a statement may take half of it, as counting a long backlog does."""
 
 
 class Patience:
@@ -55,4 +57,6 @@ def connected(database: str, *, schema: str | None, prefix: str, wait: float, na
         ConfigurationError: the URL cannot be read.
     """
     url = parse_url(database)
-    return wait_for(lambda: open_database(url, Place(schema, prefix), name=name, lease_seconds=60.0), seconds=wait)
+    return wait_for(
+        lambda: open_database(url, Place(schema, prefix), name=name, lease_seconds=PATIENT_SECONDS), seconds=wait
+    )

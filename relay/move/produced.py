@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from outbox.errors import Fenced, MessageAtFault, Retryable
+from outbox.errors import Fenced, MessageAtFault, Retryable, TimedOut
 from outbox.journal import Lease
 from outbox.message import Epoch
 from relay.checkpoint import Checkpoint
@@ -35,7 +35,13 @@ class ProducingMover:
         self._checkpoint, selection = self._reader.look(self._checkpoint, self._limits)
         if selection is None:
             return Moved(0, empty=fresh)
-        chunk = self._reader.fetch(selection, self._limits)
+        try:
+            chunk = self._reader.fetch(selection, self._limits)
+        except TimedOut:
+            self._limits = self._limits.halved()
+            self.renew()
+            return Moved(0, empty=False)
+        self._limits = self._limits.doubled()
         failpoint(Failpoint.READ)
         if not chunk.entries:
             self._checkpoint = chunk.after

@@ -23,8 +23,8 @@ from relay.reader.contract import Chunk, Limits, Query
 from relay.topics import TopicPatterns
 
 COLUMNS = "position, id, source, topic, key, type, payload, content_type, headers, created_at"
-SLICE = 500_000
-"""Positions that one statement walks at most, so that its time is bounded however few of them are ours."""
+SPARSE = 100
+"""A statement walks so many positions for each entry that it may give: its time is bounded however few are ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +72,24 @@ class PostgresqlReader:
                 return checkpoint, None
             checkpoint = replace(checkpoint, snapshot_to=snapshot, last=Position(0))
         if self._is_walked(checkpoint):
-            return self._walk(checkpoint)
+            return self._walk(checkpoint, limits)
         entries, size = self._measure(checkpoint, limits)
         if entries == 0:
             return _window_done(checkpoint), None
         if entries <= limits.entries and size <= limits.bytes:
             return checkpoint, Selection(checkpoint)
         self._survey(checkpoint)
-        return self._walk(checkpoint)
+        return self._walk(checkpoint, limits)
 
     def _is_walked(self, checkpoint: Checkpoint) -> bool:
         return self._walked is not None and self._walked[:2] == (checkpoint.snapshot_from, checkpoint.snapshot_to)
 
-    def _walk(self, checkpoint: Checkpoint) -> tuple[Checkpoint, Selection | None]:
+    def _walk(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:
         checkpoint = self._from_first(checkpoint)
         end = self._walked[3] if self._walked else Position(0)
         if checkpoint.last >= end:
             return _window_done(checkpoint), None
-        return checkpoint, Selection(checkpoint, Position(min(end, checkpoint.last + SLICE)), end)
+        return checkpoint, Selection(checkpoint, Position(min(end, checkpoint.last + limits.entries * SPARSE)), end)
 
     def _from_first(self, checkpoint: Checkpoint) -> Checkpoint:
         first = self._walked[2] if self._walked else Position(0)
@@ -111,11 +111,15 @@ class PostgresqlReader:
     def _measure(self, checkpoint: Checkpoint, limits: Limits) -> tuple[int, int]:
         """Return how many entries the window has yet, and their bytes; counted up to one more than fit."""
         ranges = self._ranges("position, coalesce(octet_length(payload), 0) as size", "limit %(most)s")
-        row = self._row(
-            "select count(*) as entries, coalesce(sum(size), 0)::bigint as size, pg_backend_pid() as backend"
-            f" from (select * from ({ranges}) as both_ranges limit %(most)s) as window_entries",
-            {**self._parameters(checkpoint), "most": limits.entries + 1},
-        )
+        try:
+            row = self._row(
+                "select count(*) as entries, coalesce(sum(size), 0)::bigint as size, pg_backend_pid() as backend"
+                f" from (select * from ({ranges}) as both_ranges limit %(most)s) as window_entries",
+                {**self._parameters(checkpoint), "most": limits.entries + 1},
+            )
+        except TimedOut:
+            # Many entries of others, and few of ours among them: too large to be looked at in one statement.
+            return limits.entries + 1, 0
         return int(row["entries"]), int(row["size"])
 
     def _survey(self, checkpoint: Checkpoint) -> None:

@@ -14,14 +14,17 @@ from relay.logs.headers import header_texts
 from relay.reader.contract import Chunk, Limits
 from relay.topics import TopicPatterns
 
+SPARSE = 100
+"""A transaction looks at so many positions for each entry that it may give: it holds up the writers of its file."""
 COLUMNS = "position, id, source, topic, key, type, payload, content_type, headers, created_at"
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What comes next: everything behind the checkpoint."""
+    """What comes next: behind the checkpoint, up to a position."""
 
     checkpoint: Checkpoint
+    upto: Position
 
 
 class SqliteReader:
@@ -32,13 +35,13 @@ class SqliteReader:
         self._outbox = place.sql("outbox")
         self._topics, self._bound = topic_condition(topics)
 
-    def look(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:  # noqa: ARG002 - the contract's
+    def look(self, checkpoint: Checkpoint, limits: Limits) -> tuple[Checkpoint, Selection | None]:
         """Return what comes next; see `Reader.look`."""
         with translated():
             (newest,) = self._connection.execute(f"select max(position) from {self._outbox}").fetchone()
         if newest is None or newest <= checkpoint.last:
             return checkpoint, None
-        return checkpoint, Selection(checkpoint)
+        return checkpoint, Selection(checkpoint, Position(min(newest, checkpoint.last + limits.entries * SPARSE)))
 
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
@@ -47,9 +50,9 @@ class SqliteReader:
         size = 0
         with translated():
             rows = self._connection.execute(
-                f"select {COLUMNS} from {self._outbox} where position > :last{self._topics}"
+                f"select {COLUMNS} from {self._outbox} where position > :last and position <= :upto{self._topics}"
                 " order by position limit :most",
-                {"last": checkpoint.last, "most": limits.entries, **self._bound},
+                {"last": checkpoint.last, "upto": selection.upto, "most": limits.entries, **self._bound},
             )
             for row in rows:
                 try:
@@ -62,15 +65,8 @@ class SqliteReader:
                 size += len(entry.message.payload or b"")
                 if size >= limits.bytes:
                     break
-            last = entries[-1].position if entries else self._newest(checkpoint)
+            last = entries[-1].position if entries else selection.upto
         return Chunk(entries, replace(checkpoint, last=last, position=last))
-
-    def _newest(self, checkpoint: Checkpoint) -> Position:
-        """Return the newest position: nothing up to it is ours."""
-        (newest,) = self._connection.execute(
-            f"select coalesce(max(position), :last) from {self._outbox}", {"last": checkpoint.last}
-        ).fetchone()
-        return Position(newest)
 
 
 def _fault(row: sqlite3.Row, error: ValueError) -> MessageAtFault:
