@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, get_args, get_origin
+from typing import Any, ForwardRef, get_args, get_origin
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -140,6 +140,10 @@ def handler_of(
             f"{name}: a handler takes a delivery and, if it wants one, a session or connection: (delivery, session)"
         )
     model = _model(parameters, asks) if data is None else data
+    if isinstance(model, (str, ForwardRef)):
+        raise ConfigurationError(
+            f"{name}: Delivery[{model!r}] names a text: write the class itself, or all of it as text"
+        )
     eager = data is not None or (model is not None and names_model(model))
     decoder = decoder_of(model) if eager else decode
     policy = retry or RetryPolicy()

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from opentelemetry import context as telemetry
@@ -109,9 +109,9 @@ class Lent:
 
     def __init__(self, connection: Connection, dialect: Dialect, asynchronous: AsyncConnection | None) -> None:
         self.connection = connection
-        self._dialect = dialect
         self._asynchronous = asynchronous
         self._root: RootTransaction = connection.begin()
+        self._lasts = dialect.transaction_lasts(connection)
         self._session: LentSession | None = None
         self._lent_session: Session | AsyncSession | None = None
 
@@ -182,17 +182,14 @@ class Lent:
 
     def _settle_session(self) -> None:
         """Send what the handler left in the session, so that an error is its own and not the next handler's."""
-        if self._session is not None:
-            self._session.flush()
-            self._session.expunge_all()
+        session = self._session
+        if session is not None and (session.identity_map or session.new):
+            session.flush()
+            session.expunge_all()
 
     def _see_that_it_lasts(self) -> None:
         root = self._root
-        if (
-            not root.is_active
-            or self.connection.get_transaction() is not root
-            or not self._dialect.in_transaction(self.connection)
-        ):
+        if not root.is_active or self.connection.get_transaction() is not root or not self._lasts():
             raise TransactionEnded(_refusal("ended its transaction, or caught an error of the database that did,"))
 
 
@@ -210,19 +207,21 @@ async def _timed(handler: Handler, arguments: list[object], message: Message) ->
             raise
 
 
-@contextmanager
-def caused_by(message: Message) -> Iterator[None]:
+def caused_by(message: Message) -> AbstractContextManager[object]:
     """Let what is written inside carry on the message's trace and correlation id, and name it as its cause."""
-    token = None
-    if TRACEPARENT in message.headers:
-        token = telemetry.attach(_trace.extract(message.headers))
+    own = str(message.id)
+    correlation = correlate(correlation_id=message.headers.get(CORRELATION_ID) or own, causation_id=own)
+    return _traced(message, correlation) if TRACEPARENT in message.headers else correlation
+
+
+@contextmanager
+def _traced(message: Message, correlation: AbstractContextManager[object]) -> Iterator[None]:
+    token = telemetry.attach(_trace.extract(message.headers))
     try:
-        correlation_id = message.headers.get(CORRELATION_ID) or message.id
-        with correlate(correlation_id=correlation_id, causation_id=message.id):
+        with correlation:
             yield
     finally:
-        if token is not None:
-            telemetry.detach(token)
+        telemetry.detach(token)
 
 
 def _refusal(what: str) -> str:

@@ -190,7 +190,10 @@ def _is_spoilt(connection: Connection, dialect: Dialect) -> bool:
     A COMMIT that SQLAlchemy's hooks refused leaves the server's transaction open, without a word.
     """
     return (
-        connection.closed or connection.invalidated or connection.in_transaction() or dialect.in_transaction(connection)
+        connection.closed
+        or connection.invalidated
+        or connection.in_transaction()
+        or dialect.transaction_lasts(connection)()
     )
 
 

@@ -76,7 +76,9 @@ def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -
         TooSlow: the batch takes too long for one transaction.
     """
     todo = plan(segment.records, handlers)
-    taking = Taking(segment.partition, segment.claim, segment.end, sorted(todo.firsts), todo.repeats, todo.ignored)
+    taking = Taking(
+        segment.partition, segment.claim, segment.end, sorted(todo.firsts, key=_order), todo.repeats, todo.ignored
+    )
     fresh = dialect.take(lent.connection, taking)
     begun = heard = time.monotonic()
     handled = 0
@@ -96,6 +98,10 @@ def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -
             raise HandlerFailed(record, handler.retry) from error
         handled += 1
     return time.monotonic() - begun
+
+
+def _order(identity: Identity) -> tuple[str, int]:
+    return identity[0], identity[1].int
 
 
 def _delivery(segment: Segment, record: Record, handler: Handler) -> Delivery[object]:

@@ -5,7 +5,7 @@ the messages, and inserts the claim after it; so of two consumers that both beli
 claim gone and goes back to the newest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -137,8 +137,11 @@ class Dialect(Protocol):
         """End the group's other sessions that hold a transaction for longer than any may; return how many."""
         ...
 
-    def in_transaction(self, connection: Connection) -> bool:
-        """Return whether the server, too, is inside a transaction that can still commit. No round trip."""
+    def transaction_lasts(self, connection: Connection) -> Callable[[], bool]:
+        """Return what tells, without a round trip, whether the server is inside a transaction that can still commit.
+
+        Good for as long as the connection; a function of its own because it is asked after every handler.
+        """
         ...
 
     def translated(self, url: URL | None = None) -> AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """Claims on PostgreSQL: one statement, by data dependency; and what a session must be set to."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -99,10 +99,10 @@ class PostgresqlDialect:
     def adapt(self, engine: Engine) -> None:
         """Nothing: a session is set up by `prepare`."""
 
-    def in_transaction(self, connection: Connection) -> bool:
-        """Return what libpq knows: an error that a handler caught has ended the transaction all the same."""
+    def transaction_lasts(self, connection: Connection) -> Callable[[], bool]:
+        """Ask libpq: an error that a handler caught has ended the transaction all the same."""
         driver: Any = connection.connection.driver_connection
-        return driver is not None and bool(driver.info.transaction_status == TransactionStatus.INTRANS)
+        return lambda: bool(driver.pgconn.transaction_status == TransactionStatus.INTRANS)
 
     def prepare(self, connection: Connection, limits: Limits) -> None:
         """Set what a role's defaults could break, and refuse a standby."""

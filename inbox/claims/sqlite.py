@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -83,10 +83,10 @@ class SqliteDialect:
         event.listen(engine, "connect", connected)
         event.listen(engine, "begin", begin)
 
-    def in_transaction(self, connection: Connection) -> bool:
-        """Return what the driver knows: some errors roll the whole transaction back."""
+    def transaction_lasts(self, connection: Connection) -> Callable[[], bool]:
+        """Ask the driver: some errors roll the whole transaction back."""
         driver: Any = connection.connection.driver_connection
-        return driver is not None and bool(driver.in_transaction)
+        return lambda: bool(driver.in_transaction)
 
     def prepare(self, connection: Connection, limits: Limits) -> None:  # noqa: ARG002 - likewise
         """Use the write-ahead log, and see that the tables are there and can be written."""
