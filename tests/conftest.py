@@ -1,15 +1,13 @@
 """What all tests share: a real PostgreSQL, a database of its own for each test, and SQLite files."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
+from databases import drop_database, make_database
 from local_postgresql import VERSIONS
 from postgresql_server import PostgresqlServer
-from psycopg import sql
 
 from tests import backends
 
@@ -40,21 +38,6 @@ def own_postgresql_server(request: pytest.FixtureRequest) -> Iterator[Postgresql
     server = PostgresqlServer(settings={"fsync": "off"}).start()
     yield server
     server.delete()
-
-
-def make_database(server_url: str) -> str:
-    """Make an empty database and return its URL."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    return f"{server_url.rsplit('/', 1)[0]}/{name}"
-
-
-def drop_database(url: str) -> None:
-    """Drop a database that `make_database` made, with whoever is still connected."""
-    server_url, name = url.rsplit("/", 1)
-    with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 import contextlib
 import sqlite3
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from sqlalchemy import MetaData, create_engine, make_url
 
 from outbox.tables import inbox_tables, log_tables, outbox_tables
@@ -76,3 +78,18 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.01)
+
+
+def make_database(server_url: str) -> str:
+    """Make an empty database and return its URL."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    return f"{server_url.rsplit('/', 1)[0]}/{name}"
+
+
+def drop_database(url: str) -> None:
+    """Drop a database that `make_database` made, with whoever is still connected."""
+    server_url, name = url.rsplit("/", 1)
+    with psycopg.connect(f"{server_url}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from databases import drop_database, make_database
 from sqlalchemy import Connection, Engine, create_engine, insert
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
