@@ -12,12 +12,10 @@ from outbox.context import Correlation, correlate, current_correlation
 from outbox.errors import (
     ConfigurationError,
     Fenced,
-    Forgotten,
     MessageAtFault,
     OutboxError,
     Permanent,
     Retryable,
-    TimedOut,
     Unreachable,
     WriteError,
 )
@@ -32,7 +30,6 @@ __all__ = [
     "ConfigurationError",
     "Correlation",
     "Fenced",
-    "Forgotten",
     "Message",
     "MessageAtFault",
     "Outbox",
@@ -41,7 +38,6 @@ __all__ = [
     "RetryPolicy",
     "Retryable",
     "Serializer",
-    "TimedOut",
     "Unreachable",
     "WriteError",
     "correlate",

@@ -138,9 +138,11 @@ class Relay:
     def _connected(self, run: _Run, log: Log) -> Iterator[tuple[OutboxDatabase, Registration]]:
         database = open_database(self._url, self._place, name=self._name, lease_seconds=self._lease_seconds)
         try:
+            self._refuse_another_place(log)
             log.check()
             if run.incarnation is None:
                 self._refuse_differences()
+                database.refuse_pooler()
             self._refuse_unfit(database, log)
             yield database, self._registered(run, database, log)
         finally:
@@ -167,15 +169,17 @@ class Relay:
         with connected(self._url, name=f"relay {self._name} check") as connection:
             refuse_differences(connection, self._place, ["outbox"])
 
+    def _refuse_another_place(self, log: Log) -> None:
+        if isinstance(log, BuiltinLog) and log.address.place != self._place:
+            raise ConfigurationError(
+                "in the outbox's own database the log has the outbox's schema and prefix: leave them out of --log"
+            )
+
     def _refuse_unfit(self, database: OutboxDatabase, log: Log) -> None:
         if isinstance(log, BuiltinLog):
             if not database.holds(log):
                 raise ConfigurationError(
                     "the built-in log has to lie in the outbox's own database: give --log the URL of --database"
-                )
-            if log.address.place != self._place:
-                raise ConfigurationError(
-                    "in the outbox's own database the log has the outbox's schema and prefix: leave them out of --log"
                 )
         elif self._delivery == "exactly-once" and not log.capabilities.exactly_once:
             raise ConfigurationError(

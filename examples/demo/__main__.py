@@ -17,11 +17,11 @@ from sqlalchemy import Engine, create_engine
 from examples.demo import accounts, billing, orders
 from scripts.postgresql_server import PostgresqlServer
 
-WRITERS = 4
+WRITERS = 3
 RELAY_LEASE_SECONDS = 2  # how long another relay waits for one that does not answer; 10 if you say nothing
-KILLS = [(2, "relay"), (4, "billing"), (13, "relay")]  # seconds after the first event was billed
-WRITING_SECONDS = 18  # likewise
-LONGEST_SECONDS = 55
+KILLS = ["relay", "billing", "relay"]
+QUIET_SECONDS = 2  # each kill comes so long after everything moves again
+STUCK_SECONDS = 60  # nothing was billed for so long: something is broken
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -104,31 +104,41 @@ def make_tables(database: str, engine: Engine) -> None:
 def run(processes: Processes, engine: Engine) -> None:
     """Let everything run, kill what is to be killed, and wait until all that was committed is billed."""
     started = time.monotonic()
-    first_billed: float | None = None
     kills = list(KILLS)
     writing = True
+    mark = accounts.Progress(0, 0, 0)  # how far everything was at the last kill
+    moves_since: float | None = None
+    billed, billed_at = 0, 0.0
     while True:
         seconds = time.monotonic() - started
-        with engine.connect() as connection:
-            now = accounts.progress(connection)
+        now = look(engine)
         say(seconds, f"committed {now.committed:>6,}   in the log {now.in_the_log:>6,}   billed {now.billed:>6,}")
         processes.complain_if_one_failed()
-        if first_billed is None and now.billed:
-            first_billed = seconds
-        busy_seconds = 0 if first_billed is None else seconds - first_billed
-        while kills and kills[0][0] <= busy_seconds:
-            name = kills.pop(0)[1]
-            say(seconds, f"{name} (pid {processes.kill_and_restart(name)}) killed with SIGKILL; another one starts")
-        if writing and (busy_seconds > WRITING_SECONDS or seconds > LONGEST_SECONDS):
-            processes.stop_writers()
-            writing = False
-            say(seconds, "the writers go home")
-        elif now.done and not writing:
+        if now.billed > billed:
+            billed, billed_at = now.billed, seconds
+        if moves_since is None and now.in_the_log > mark.in_the_log and now.billed > mark.billed:
+            moves_since = seconds
+        if writing and moves_since is not None and seconds - moves_since >= QUIET_SECONDS:
+            if kills:
+                name = kills.pop(0)
+                say(seconds, f"{name} (pid {processes.kill_and_restart(name)}) killed with SIGKILL; another one starts")
+                mark, moves_since = look(engine), None
+            else:
+                processes.stop_writers()
+                say(seconds, "the writers go home")
+                writing = False
+        elif not writing and now.done:
             return
-        elif seconds > LONGEST_SECONDS:
-            say(seconds, "this takes too long: the accounts are closed as they are")
+        elif seconds - billed_at > STUCK_SECONDS:
+            processes.stop_writers()
+            say(seconds, f"nothing was billed for {STUCK_SECONDS} s: the accounts are closed as they are")
             return
         time.sleep(max(0.0, 1 - (time.monotonic() - started) % 1))
+
+
+def look(engine: Engine) -> accounts.Progress:
+    with engine.connect() as connection:
+        return accounts.progress(connection)
 
 
 def say(seconds: float, words: str) -> None:

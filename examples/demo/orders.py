@@ -83,7 +83,7 @@ def main(database: str) -> None:
                 serve_a_customer(session)
         except CustomerWentAway:
             pass  # rolled back: neither the order nor its event has ever been
-        time.sleep(random.uniform(0, 0.02))
+        time.sleep(random.uniform(0, 0.06))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def rollback_savepoint(connection: Connection, name: str, _context: None) -> Non
 def after_begin(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     """Move what was waiting for this connection into its list."""
     state = _state(session)
-    if state is not None:
+    if state is not None and state.waiting:
         _hand_over(state, connection)
 
 
@@ -123,13 +123,9 @@ def _hand_over(state: SessionState, connection: Connection) -> None:
 
 def before_commit(session: Session) -> None:
     """Connect if messages are waiting: a session without a connection commits nothing and tells nobody."""
-    root = session.get_transaction()
-    if root is None:
-        return
-    state = pending.sessions.get(root)
+    state = _state(session)
     if state is None:
-        state = pending.sessions[root] = SessionState()
-    state.is_committing = True
+        return
     for bind in {bind for bind, _ in state.waiting}:
         _hand_over(state, session.connection(bind_arguments={"bind": bind}))
     if state.waiting:
@@ -142,7 +138,7 @@ def before_commit(session: Session) -> None:
 def after_commit(session: Session) -> None:
     """Remember that this transaction or savepoint committed; it ends next."""
     state = _state(session)
-    if state is not None:
+    if state is not None and state.has_messages:
         state.committed = scopes(session)[0]
 
 

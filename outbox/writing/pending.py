@@ -74,17 +74,20 @@ class SessionState:
 
     Attributes:
         waiting: what was written before there was a connection, and for which bind.
-        is_committing: a `before_commit` has run: no later event is certain, so `write` connects at once.
         committed: the transaction or savepoint that committed last.
     """
 
-    __slots__ = ("_lists", "committed", "is_committing", "waiting")
+    __slots__ = ("_lists", "committed", "waiting")
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Bind, Written]] = []
-        self.is_committing = False
         self.committed: Scope | None = None
         self._lists: list[Pending] = []
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether anything was written: most transactions of most programs write nothing."""
+        return bool(self.waiting or self._lists)
 
     def shares(self, pending: Pending) -> None:
         """Remember a list that this session writes to."""

@@ -18,8 +18,8 @@ from outbox.writing.statement import OutboxInsert
 from outbox.writing.unpublished import (
     begins_without_waiting,
     connection_of,
+    is_ending,
     is_left_behind,
-    is_unable_to_wait,
     refuse_ended_block,
     savepoints,
     scopes,
@@ -112,7 +112,7 @@ def _remember_in_session(session: Session, message: Message, insert: OutboxInser
     state = pending.sessions.get(root)
     if state is None:
         state = pending.sessions[root] = SessionState()
-    connection = _connection(session, root, state, bind)
+    connection = _connection(session, root, bind)
     written = Written(next(pending.numbers), message, insert, scopes=scopes(session))
     if connection is None:
         state.waiting.append((bind, written))
@@ -142,7 +142,7 @@ def _bind_of(session: Session, table: Table, bind: Bind | None) -> Bind:
     return bind
 
 
-def _connection(session: Session, root: SessionTransaction, state: SessionState, bind: Bind) -> Connection | None:
+def _connection(session: Session, root: SessionTransaction, bind: Bind) -> Connection | None:
     connection = connection_of(root, bind)
     if connection is not None:
         if is_left_behind(session, connection):
@@ -155,8 +155,10 @@ def _connection(session: Session, root: SessionTransaction, state: SessionState,
         # Joined as `execute` would, or the session's commit and rollback would pass by what they are to end.
         # Where that takes a SAVEPOINT nothing is sent: what is written belongs to the session's scope all the same.
         return bind if _joins_by_savepoint(session, bind) else root.connection(None, bind=bind)
-    # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
-    return _connected(session, bind) if state.is_committing else None
+    if is_ending(root):
+        # In a listener after ours, or in the flush of a commit, nothing is certain to come that could connect.
+        return session.connection(bind_arguments={"bind": bind})
+    return None
 
 
 def _can_join_now(connection: Connection) -> bool:
@@ -167,13 +169,6 @@ def _joins_by_savepoint(session: Session, connection: Connection) -> bool:
     mode = session.join_transaction_mode
     nested = connection.in_nested_transaction()
     return connection.in_transaction() and (mode == "create_savepoint" or (mode == "conditional_savepoint" and nested))
-
-
-def _connected(session: Session, bind: Bind) -> Connection | None:
-    # Under asyncio, outside of a greenlet, this is no commit: that one failed, and the next asks again.
-    if is_unable_to_wait(bind):
-        return None
-    return session.connection(bind_arguments={"bind": bind})
 
 
 def share(state: SessionState, connection: Connection, messages: list[Written]) -> None:

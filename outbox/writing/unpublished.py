@@ -57,6 +57,11 @@ def without_savepoint(around: tuple[Scope, ...], connection: Connection) -> tupl
     )
 
 
+def is_ending(transaction: SessionTransaction) -> bool:
+    """Return whether a session's root transaction is in the middle of its `prepare` or `commit`."""
+    return transaction._current_fn is not None  # noqa: SLF001
+
+
 def is_left_behind(session: Session, connection: Connection) -> bool:
     """Return whether the connection's transaction or savepoint that the session would end has ended without it."""
     transaction = session.get_nested_transaction() or session.get_transaction()

@@ -60,6 +60,14 @@ class RelayStatus:
 class OutboxDatabase(Protocol):
     """One connection to an outbox's database. Nothing read from it outlives it."""
 
+    def refuse_pooler(self) -> None:
+        """See that this connection is a session of its own.
+
+        Raises:
+            ConfigurationError: a transaction pooler stands in between.
+        """
+        ...
+
     def installation(self) -> UUID:
         """Return the outbox's random id, made on first use."""
         ...

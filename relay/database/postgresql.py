@@ -10,12 +10,12 @@ from sqlalchemy import URL
 from outbox.errors import ConfigurationError
 from outbox.journal import Lease
 from outbox.journal.postgresql import PostgresqlLease, prune_steps
-from outbox.process.postgresql import connect, execute, translated
+from outbox.process.postgresql import connect, execute, refuse_pooler, translated
 from outbox.tables import Place
 from relay.checkpoint import BEGINNING, COLUMNS
 from relay.database.contract import Registration, RelayStatus
 from relay.logs.builtin import BuiltinLog
-from relay.logs.builtin.postgresql import PLANNER, refuse_pooler
+from relay.logs.builtin.postgresql import PLANNER
 from relay.logs.contract import Log
 from relay.move.contract import Mover, Work
 from relay.move.postgresql import LocalPostgresqlMover
@@ -47,7 +47,6 @@ class PostgresqlOutbox:
             settings=PLANNER,
         )
         try:
-            refuse_pooler(self._connection, "the outbox's database")
             self._refuse_standby()
         except BaseException:
             self._connection.close()
@@ -60,6 +59,10 @@ class PostgresqlOutbox:
                 "the outbox's database is a standby, where snapshots leave out open transactions and messages would be"
                 " lost: connect the relay to the primary"
             )
+
+    def refuse_pooler(self) -> None:
+        """See that this connection is a session of its own."""
+        refuse_pooler(self._url)
 
     def installation(self) -> UUID:
         """Return the outbox's random id, made on first use."""

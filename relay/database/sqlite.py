@@ -38,6 +38,9 @@ class SqliteOutbox:
         self._outbox, self._installation = place.sql("outbox"), place.sql("outbox_installation")
         self._connection = connect(url, busy_seconds=BUSY_SECONDS)
 
+    def refuse_pooler(self) -> None:
+        """Nothing stands between us and a file."""
+
     def installation(self) -> UUID:
         """Return the outbox's random id, made on first use."""
         with translated(), immediate(self._connection):

@@ -52,7 +52,8 @@ class PostgresqlReader:
 
     def __init__(self, connection: Connection, place: Place, topics: TopicPatterns) -> None:
         self._connection = connection
-        self._backend = connection.info.backend_pid
+        # As the server says: a pooler in session mode names a process of its own making in the handshake.
+        self._backend: int | None = None
         self._outbox = place.sql("outbox")
         self._topics, self._bound = _topic_condition(topics)
         # The extent of the window being walked: a pure function of its two snapshots.
@@ -264,6 +265,7 @@ class PostgresqlReader:
         return row
 
     def _same_backend(self, row: dict[str, Any]) -> None:
+        self._backend = self._backend or row["backend"]
         if row["backend"] != self._backend:
             raise Retryable("another server process answered: the connection was lost behind a proxy or a pooler")
 

@@ -79,7 +79,7 @@ def newest(hand: Hand, number: int = 0) -> Claim:
         return registration().newest(hand.connection, PARTITION._replace(number=number))
 
 
-IDS = sorted(("/shop", uuid4()) for _ in range(10))
+IDS = [("/shop", uuid4()) for _ in range(10)]
 
 
 # One claim
@@ -190,6 +190,7 @@ def test_a_late_insert_of_a_pruned_step_is_fenced(postgresql_url: str) -> None:
     one, late = Hand(road.database), Hand(road.database)
     register(one)
     outcome: list[Any] = []
+    first, *others = sorted(IDS)  # ids are inserted in this order: the late claim hangs before it has inserted any
 
     def twin() -> None:
         try:
@@ -199,15 +200,15 @@ def test_a_late_insert_of_a_pruned_step_is_fenced(postgresql_url: str) -> None:
             outcome.append(error)
 
     hanging = psycopg.connect(road.database)
-    hanging.execute("insert into inbox (consumer_group, source, message_id) values (%s, %s, %s)", (GROUP, *IDS[3]))
+    hanging.execute("insert into inbox (consumer_group, source, message_id) values (%s, %s, %s)", (GROUP, *first))
     thread = threading.Thread(target=twin)
     with one.connection.begin():
-        one.take(Claim(0, Offset(0)), 3, IDS[:3])
+        one.take(Claim(0, Offset(0)), 3, others[:3])
         thread.start()
         wait_until_waiting(road.database, thread)
     wait_until(lambda: waits_for(road.database) == hanging.info.backend_pid, "the twin waits for the hanging insert")
     with one.connection.begin():
-        one.take(Claim(1, Offset(3)), 5, IDS[4:6])  # which the twin, in their order, has not come to yet
+        one.take(Claim(1, Offset(3)), 5, others[3:5])
     try:
         with one.dialect.translated(), one.connection.begin():
             one.connection.execute(text("set local lock_timeout = '200ms'"))

@@ -23,12 +23,14 @@ from relay.reader.contract import Limits
 from relay.registration import register
 from relay.status import status
 from relay.topics import parse_topics
+from tests.unit.transaction_pooler import TransactionPooler
 
 
 @pytest.fixture
 def postgresql_url(each_postgresql_url: str) -> str:
     """These tests run on every version that is there: snapshots, plans and locks are the servers' own."""
     return each_postgresql_url
+
 
 @pytest.fixture
 def url(postgresql_url: str) -> str:
@@ -280,11 +282,10 @@ def _mover(database: PostgresqlOutbox, url: str) -> LocalPostgresqlMover:
     return mover
 
 
-def test_a_connection_behind_a_pooler_is_refused(url: str, monkeypatch: pytest.MonkeyPatch):
-    """A pooler names a server process of its own making in the handshake; statements are answered by another."""
-    monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda self: 1))
-    with pytest.raises(ConfigurationError, match="pooler"):
-        drain(url)
+def test_a_transaction_pooler_is_refused(url: str):
+    """A lease and a snapshot hold in one session; a transaction pooler hands statements to different ones."""
+    with TransactionPooler(url) as pooled, pytest.raises(ConfigurationError, match="pooler"):
+        drain(pooled)
 
 
 def test_a_topic_that_another_process_makes_at_the_same_moment_is_one_topic(url: str):

@@ -155,6 +155,22 @@ def test_an_async_session_that_joined_a_connection_leaves_the_sending_to_it(data
     assert payloads(database.plain) == ["joined", "connection"]
 
 
+def test_positions_follow_the_order_of_writing_also_where_a_session_joins_late(sqlite_url: str):
+    database = Database(sqlite_url, "aiosqlite")
+
+    async def work(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection, AsyncSession(bind=connection) as session:
+            outbox.write(session, topic="t", payload="1, waits for a transaction")
+            await connection.begin()
+            outbox.write(connection, topic="t", payload="2")
+            await session.commit()
+            await connection.commit()
+
+    database.run(work)
+    assert payloads(database.plain) == ["1, waits for a transaction", "2"]
+    database.plain.dispose()
+
+
 def test_late_messages_of_an_async_session_are_not_lost(database: Database):
     async def work(engine: AsyncEngine) -> None:
         async with AsyncSession(engine) as session:

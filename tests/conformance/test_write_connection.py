@@ -11,6 +11,7 @@ from sqlalchemy.pool import StaticPool
 from write_support import Base, Order, make_engine, orders, outbox, payloads, sent
 
 from outbox import WriteError
+from tests.conftest import drop_database, make_database
 
 
 @pytest.fixture
@@ -300,8 +301,6 @@ def test_a_prepared_transaction_is_committed_by_another_connection(postgresql: E
 
 
 def test_a_session_of_two_databases_in_two_phases(postgresql: Engine, postgresql_server_url: str):
-    from conftest import drop_database, make_database  # noqa: PLC0415 - a second database, here alone
-
     other_url = make_database(postgresql_server_url)
     other = make_engine(other_url)
     Base.metadata.create_all(other)

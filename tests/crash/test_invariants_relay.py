@@ -240,8 +240,8 @@ def test_after_an_outage_the_lag_returns_to_zero_by_itself(own_postgresql_server
     try:
         writers = Writers(database, seed=SEED + 7, seconds=20).start()
         road.moves_on()
-        own_postgresql_server.crash()
         said = len(road.words())
+        own_postgresql_server.crash()
         wait_until(lambda: len(road.words()) > said, "the relay says that the database is away")
         own_postgresql_server.start()
         road.moves_on()

@@ -77,7 +77,10 @@ def test_headers_that_cannot_be_stored_are_refused(session: Session, headers: An
         write(session, headers=headers)
 
 
-@pytest.mark.parametrize("name", [*RESERVED, "CE_ID", "Content-Type", "TraceParent", "ce_anything", "cloudEvents:id"])
+OTHERWISE_SPELT = ["CE_ID", "Content-Type", "TraceParent", "ce_anything", "cloudEvents:id"]
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED), *OTHERWISE_SPELT])
 def test_a_reserved_header_is_refused_in_any_case(session: Session, name: str):
     assert is_reserved(name)
     with pytest.raises(WriteError, match="reserved"):

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from outbox.errors import ConfigurationError
 from outbox.journal.postgresql import PostgresqlLease, prune_steps
 from outbox.message import Epoch, Message, Offset, Position
-from outbox.process.postgresql import Connection, connect, execute, translated
+from outbox.process.postgresql import connect, execute, translated
 from relay.logs.builtin.address import Address
 from relay.logs.builtin.store import Topic, WireHeaders
 from relay.logs.cloudevents import carried_headers
@@ -140,21 +139,6 @@ class PostgresqlStore:
         with translated():
             cursor = execute(self.connection, statement, parameters)
             return cursor.fetchall() if cursor.description else []
-
-
-def refuse_pooler(connection: Connection, whose: str) -> None:
-    """Refuse a connection behind a transaction pooler.
-
-    Raises:
-        ConfigurationError: the server process that answers is not the one that was connected to.
-    """
-    with translated():
-        row = execute(connection, "select pg_backend_pid() as backend").fetchone()
-    if row is None or row["backend"] != connection.info.backend_pid:
-        raise ConfigurationError(
-            f"{whose} is reached through a connection pooler, which hands statements to different sessions:"
-            " leases and snapshots hold in one session only; give the address of PostgreSQL itself"
-        )
 
 
 def _topic(row: Mapping[str, Any]) -> Topic:
