@@ -1,7 +1,5 @@
 """What a message says about where it came from: trace, correlation and causation, from the current context."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import UUID
@@ -35,25 +33,31 @@ def current_correlation() -> Correlation:
     return _current.get()
 
 
-@contextmanager
-def correlate(
-    *, correlation_id: str | UUID | None = None, causation_id: str | UUID | None = None
-) -> Iterator[Correlation]:
+class correlate:  # noqa: N801 - used as a context manager, where a call is read
     """Let the messages that are written inside carry these ids. One that is not given stays as it is outside.
 
     Raises:
-        WriteError: an id holds a NUL or a lone surrogate.
+        WriteError: an id holds a NUL or a lone surrogate; when it is entered.
     """
-    outer = _current.get()
-    inner = Correlation(
-        outer.correlation_id if correlation_id is None else storable("the correlation id", str(correlation_id)),
-        outer.causation_id if causation_id is None else storable("the causation id", str(causation_id)),
-    )
-    token = _current.set(inner)
-    try:
-        yield inner
-    finally:
-        _current.reset(token)
+
+    # A class and no generator: the inbox enters one for each message that it hands over.
+    __slots__ = ("_causation_id", "_correlation_id", "_token")
+
+    def __init__(self, *, correlation_id: str | UUID | None = None, causation_id: str | UUID | None = None) -> None:
+        self._correlation_id = correlation_id
+        self._causation_id = causation_id
+
+    def __enter__(self) -> Correlation:
+        outer, correlation_id, causation_id = _current.get(), self._correlation_id, self._causation_id
+        inner = Correlation(
+            outer.correlation_id if correlation_id is None else storable("the correlation id", str(correlation_id)),
+            outer.causation_id if causation_id is None else storable("the causation id", str(causation_id)),
+        )
+        self._token = _current.set(inner)
+        return inner
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
 
 
 def context_headers() -> dict[str, str]:
