@@ -12,7 +12,6 @@ from sqlalchemy.pool import StaticPool
 from write_support import Base, Order, make_engine, orders, outbox, payloads, sent
 
 from outbox import WriteError
-from tests.conftest import drop_database, make_database
 
 
 @pytest.fixture
