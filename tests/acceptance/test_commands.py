@@ -4,6 +4,7 @@ import base64
 import signal
 from pathlib import Path
 
+import psycopg
 import pytest
 from acceptance.commands import Ended, User
 from databases import connected, rows, wait_until, write
@@ -208,3 +209,32 @@ def test_init_prints_ddl_that_makes_what_check_expects(tmp_path: Path, postgresq
     rows(postgresql_url, printed.data.replace("%", "%%") if "%" in printed.data else printed.data)
     checked = user.run("outbox", "check", "--database", postgresql_url)
     assert checked.code == 0, checked.talk
+
+
+def test_a_relay_that_is_fenced_under_once_ends_with_exit_3(tmp_path: Path, postgresql_url: str):
+    """INVARIANT I6: what it was about to append goes nowhere, because somebody else has taken the next step."""
+    user = User(tmp_path, postgresql_url)
+    assert user.run("outbox", "init", "--database", postgresql_url).code == 0
+    write(postgresql_url, "orders", "1")
+    with psycopg.connect(postgresql_url) as blocker:
+        blocker.execute("select 1 from log_identity for update")
+        process = user.start("relay", "run", "--database", postgresql_url, "--log", postgresql_url, "--once")
+        activity = "select count(*) from pg_stat_activity where application_name = 'relay default'"
+        try:
+            wait_until(
+                lambda: rows(postgresql_url, f"{activity} and wait_event_type = 'Lock'") == [(1,)],
+                "its append waits for the log's lock",
+            )
+            rows(
+                postgresql_url,
+                "insert into relay_checkpoint select incarnation, step + 1, epoch + 1, 'another', 0, 60,"
+                " now() + interval '1 minute', snapshot_from, snapshot_to, last, position"
+                " from relay_checkpoint order by step desc limit 1",
+            )
+            blocker.rollback()
+            _, talk = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 3, talk
+    assert "Traceback" not in talk
+    assert rows(postgresql_url, "select count(*) from log_record") == [(0,)]
