@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from inbox.handlers import Handlers
 from inbox.lane import Lane, Segment, Verdict
 from inbox.lending import HandlerTimedOut
-from inbox.patience import Patience
 from inbox.transactions import CommitFailed, Target
 from inbox.work import HandlerFailed, TooSlow
 from outbox.errors import Fenced, Retryable, TimedOut
+from outbox.process.patience import Patience
 from outbox.retry import RetryPolicy
 from relay.logs.contract import Record
 

@@ -21,12 +21,12 @@ from inbox.judgement import Judge
 from inbox.lane import Lane, Segment
 from inbox.lending import Lent
 from inbox.membership import Membership
-from inbox.patience import Patience, Stopped
 from inbox.registration import Registration
 from inbox.transactions import CommitFailed, Target, Transactions
 from inbox.upkeep import Upkeep
 from inbox.work import handle
 from outbox.errors import Permanent, Retryable, TimedOut
+from outbox.process.patience import Patience, Stopped
 from relay.logs.contract import Consumer, Log, Partition, Record
 
 T = TypeVar("T")
@@ -87,8 +87,8 @@ class Loop:
         self._once = manner.once
         self._stop = manner.stop
         give_up_seconds = manner.wait_seconds if manner.once else None
-        self._database_patience = Patience("database", manner.stop, give_up_seconds)
-        self._log_patience = Patience("log", manner.stop, give_up_seconds)
+        self._database_patience = Patience("database", manner.stop, give_up_seconds, _logger)
+        self._log_patience = Patience("log", manner.stop, give_up_seconds, _logger)
         self._membership = Membership(
             self, log, handlers.topics, registration, latest=manner.latest, is_alone=self._is_alone
         )
@@ -269,4 +269,5 @@ class Loop:
     def _raise_what_stopped(self) -> None:
         reasons = [lane.reason for lane in self._membership.lanes.values() if lane.reason is not None]
         if self._once and reasons:
-            raise Permanent("; ".join(reasons))
+            others = f" ({len(reasons) - 1} more partitions stopped)" if len(reasons) > 1 else ""
+            raise Permanent(f"{reasons[0]}{others}")

@@ -12,9 +12,10 @@ from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError, Fenced, Forgotten, OutboxError, Permanent, Retryable
 from outbox.journal import Lease, boot_seconds
 from outbox.process.database import connected
+from outbox.process.patience import Patience
 from outbox.process.urls import parse_url
 from outbox.tables import Place
-from relay.connecting import Patience, logger
+from relay.connecting import logger
 from relay.database import open_database
 from relay.database.contract import OutboxDatabase, Registration
 from relay.failpoints import Failpoint, failpoint
@@ -103,7 +104,9 @@ class Relay:
             Fenced: with `once`, another relay took over.
         """
         owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
-        run = _Run(once, stop or threading.Event(), Patience(self._wait if once else None), owner)
+        stop = stop or threading.Event()
+        patience = Patience("database and the log", stop, self._wait if once else None, logger)
+        run = _Run(once, stop, patience, owner)
         log = open_log(self._log_url, LogOptions(self._place.schema, self._place.prefix))
         try:
             while not run.stop.is_set():
@@ -115,7 +118,7 @@ class Relay:
                     logger.warning("fenced: %s; standing by", error)
                     run.stop.wait(SHORTEST_WAIT_SECONDS)
                 except Retryable as error:
-                    run.patience.bear(error, run.stop)
+                    run.stop.wait(run.patience.failed(error))
         finally:
             log.close()
 
@@ -212,7 +215,7 @@ class Relay:
         wait, pruned = SHORTEST_WAIT_SECONDS, lease.held.step
         while not run.stop.is_set():
             moved = mover.step()
-            run.patience.reset()
+            run.patience.worked()
             if moved.empty and run.once:
                 return
             if lease.held.deadline - boot_seconds() < self._lease_seconds * 2 / 3:

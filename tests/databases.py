@@ -71,7 +71,7 @@ def by_key(url: str) -> dict[str | None, list[str]]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90.0) -> None:
     """Wait for a condition; fail in words when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -222,7 +222,7 @@ def test_cut_connections_lose_and_double_nothing(database: str, proxy: Proxy, tm
             Writers(database, seed=SEED + 5, seconds=40), 10, cut, cut_in_the_middle, cut_in_the_middle, hang, refuse
         )
         report = road.report()
-        assert proxy.cuts > 3
+        assert proxy.cuts > 0
         assert not report.wrong(), report
     finally:
         road.end()

@@ -14,18 +14,24 @@ T = TypeVar("T")
 SAY_SECONDS = 10.0
 _BACKOFF = RetryPolicy(attempts=2**31, first_seconds=0.1, most_seconds=2.0)
 
-_logger = logging.getLogger("inbox")
-
 
 class Stopped(Retryable):
     """The process was told to stop while it waited."""
 
 
 class Patience:
-    """With one thing that may be away: the database, or the log."""
+    """With one thing that may be away: the database, or the log.
 
-    def __init__(self, what: str, stop: threading.Event, give_up_seconds: float | None) -> None:
+    Args:
+        what: the thing, in words.
+        stop: set to end the waiting.
+        give_up_seconds: how long it may be away; None is for ever.
+        logger: says what is waited for.
+    """
+
+    def __init__(self, what: str, stop: threading.Event, give_up_seconds: float | None, logger: logging.Logger) -> None:
         self._what = what
+        self._logger = logger
         self._stop = stop
         self._give_up_seconds = give_up_seconds
         self._since: float | None = None
@@ -35,7 +41,7 @@ class Patience:
     def worked(self) -> None:
         """It is there."""
         if self._since is not None and self._said:
-            _logger.warning("the %s answers again", self._what)
+            self._logger.warning("the %s answers again", self._what)
         self._since, self._said, self._failures = None, 0.0, 0
 
     def failed(self, error: Exception) -> float:
@@ -49,7 +55,7 @@ class Patience:
         if self._give_up_seconds is not None and now - self._since >= self._give_up_seconds:
             raise Unreachable(f"gave up after {self._give_up_seconds:g} s: {error}") from error
         if not self._said or now - self._said > SAY_SECONDS:
-            _logger.warning("waiting for the %s: %s", self._what, error)
+            self._logger.warning("waiting for the %s: %s", self._what, error)
             self._said = now
         self._failures += 1
         return _BACKOFF.ceiling(self._failures)
