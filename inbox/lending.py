@@ -151,7 +151,9 @@ class Lent:
             if self._session is not None:
                 self._session.drop()
         finally:
-            self._root.rollback()
+            # A failed flush has rolled it back already: rolling back once more would only warn.
+            if self.connection.get_transaction() is self._root:
+                self._root.rollback()
 
     def _argument(self, ask: Asks, delivery: Delivery[Any]) -> object:
         if ask is Asks.DELIVERY:

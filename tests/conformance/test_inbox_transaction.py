@@ -8,7 +8,7 @@ from databases import rows
 from inbox_road import INSERT, Road, effect, on
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from inbox import Delivery, Inbox
 from outbox.errors import Permanent
@@ -146,3 +146,34 @@ def test_a_commit_that_a_deferred_constraint_refuses_is_an_attempt(postgresql_ur
     with pytest.raises(Permanent, match=r"(?i)failed 2 times.*foreign key"):
         inbox.run(road.database, road.log, once=True)
     assert calls == [1, 2]
+
+
+class Base(DeclarativeBase):
+    """A model of the user's, whose flush can fail."""
+
+
+class Strict(Base):
+    """Refuses what has no number."""
+
+    __tablename__ = "strict"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int]
+
+
+def test_a_flush_that_fails_costs_an_attempt_and_not_the_connection(
+    road: Road, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session has rolled back then: to do it again warned, and where warnings are errors cost the connection."""
+    rows(road.database, "create table strict (id int primary key, number int not null)")
+    inbox = Inbox("billing")
+
+    def adds(delivery: Delivery[str], session: Session) -> None:
+        session.add(Strict(id=1))
+
+    on(inbox, kind, adds, retry=RetryPolicy(attempts=2, first_seconds=0))
+    road.write("one", "two")
+    with caplog.at_level("DEBUG", "inbox"), pytest.raises(Permanent, match="IntegrityError"):
+        inbox.run(road.database, road.log, once=True)
+    assert "rolling back failed" not in caplog.text
+    assert rows(road.database, "select count(*) from strict") == [(0,)]
+    assert road.counts() == (0, 0, 0)
