@@ -5,7 +5,7 @@ the claims were pruned, it would hand out everything a second time. The group's 
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select
 
@@ -162,8 +162,3 @@ def refuse_holes(group: str, resumed: Mapping[Partition, Claim], held: Mapping[P
                 f"group {group!r} goes on with topic {partition.topic!r}, partition {partition.number}, at offset "
                 f"{claim.end}, and {missed}: find out which; a group of another name reads what is there"
             )
-
-
-def topics_of(partitions: Iterable[Partition]) -> list[str]:
-    """Return the topics of these partitions."""
-    return sorted({partition.topic for partition in partitions})

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from databases import by_key, install, payloads, rows, write
+from databases import by_key, install, payloads, rows, wait_until, write
 from sqlalchemy import make_url
 
 from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable
@@ -75,6 +75,8 @@ def test_a_role_whose_defaults_are_hostile_does_not_bend_the_relay(served: str):
     with closing(open_database(make_url(served), Place(), name="t", lease_seconds=10)) as database:
         connection = database._connection
         assert connection.execute("show synchronous_commit").fetchone() == {"synchronous_commit": "on"}
+        assert connection.execute("show statement_timeout").fetchone() == {"statement_timeout": "5s"}
+        assert connection.execute("show lock_timeout").fetchone() == {"lock_timeout": "3s"}
         assert connection.execute("show transaction_isolation").fetchone() == {
             "transaction_isolation": "read committed"
         }
@@ -226,3 +228,32 @@ def test_several_services_relays_write_into_one_log_without_a_hole(url: str):
         assert offset == expected.get((topic, partition), 0)
         expected[topic, partition] = offset + 1
     assert len(found) == 400
+
+
+def test_an_append_waits_for_another_services_append_and_goes_on_behind_it(served: str):
+    """Without the log's lock both draw the same offset, and the later one is fenced by the unique key."""
+    write(served, "orders", "1", key="k")
+    drain(served)
+    write(served, "orders", "2", key="k")
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            drain(served, lease=60.0)
+        except BaseException as error:
+            errors.append(error)
+
+    relay = threading.Thread(target=run)
+    with psycopg.connect(served) as another:
+        another.execute("select 1 from log_identity for update")
+        another.execute(
+            'insert into log_record select topic_id, partition, "offset" + 1, sequence, epoch, gen_random_uuid(),'
+            " '/another', key, type, content_type, time, headers, 'another' from log_record"
+        )
+        relay.start()
+        waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = ?"
+        wait_until(lambda: rows(served, waits, "relay default") == [(1,)], "the relay's append waits")
+        another.commit()
+    relay.join(60)
+    assert errors == []
+    assert by_key(served) == {"k": ["1", "another", "2"]}
