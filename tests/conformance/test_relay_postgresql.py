@@ -205,7 +205,7 @@ def test_a_standby_is_refused(own_postgresql_server: PostgresqlServer, tmp_path:
             "-U", "postgres", "-R", "-X", "stream", "-c", "fast",
         )  # fmt: skip
         standby.start()
-        with pytest.raises(ConfigurationError, match="standby"):
+        with pytest.raises(ConfigurationError, match="standby, where snapshots leave out open transactions"):
             drain(standby.url())
     finally:
         standby.delete()

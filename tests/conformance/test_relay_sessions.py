@@ -121,14 +121,14 @@ def _connect(url: str) -> postgresql.Connection:
 class Standing:
     """A relay's parts, with the lease taken, moving to a log in memory."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, delivery: str = "at-least-once") -> None:
         self.log_url = f"memory://{secrets.token_hex(8)}"
         self.database: OutboxDatabase = open_database(make_url(url), Place(), name="t", lease_seconds=10)
         log = open_log(self.log_url)
         registration, _ = register(self.database, name="t", topics="*", log=log.identity(), latest=False)
         self.lease: Lease = self.database.lease(registration.incarnation, str(uuid4()))
         assert self.lease.take().held is not None
-        work = Work("t", self.database.installation(), registration.incarnation, log, "at-least-once")
+        work = Work("t", self.database.installation(), registration.incarnation, log, delivery)
         self.mover: Mover = self.database.mover(self.lease, parse_topics("*"), work)
 
     def read(self) -> list[bytes | None]:
@@ -184,6 +184,25 @@ def test_a_step_that_is_lost_after_the_log_has_the_chunk_makes_a_repeat_and_no_g
     standing.lease.release()
     drain(url, standing.log_url, name="t")
     assert standing.read() == [b"0", b"1", b"2"] * 2
+
+
+def test_at_most_once_saves_its_step_before_it_produces_so_a_crash_between_repeats_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    standing = Standing(url, "at-most-once")
+    write(url, "orders", "lost, as was asked for")
+
+    def crash(*_: object) -> None:
+        raise Retryable("the log went away")
+
+    with closing(standing.database), closing(standing.mover):
+        with monkeypatch.context() as broken, pytest.raises(Retryable):
+            broken.setattr(MemoryProducer, "produce", crash)
+            standing.mover.step()
+        standing.lease.release()
+    write(url, "orders", "sent")
+    drain(url, standing.log_url, name="t", delivery="at-most-once")
+    assert standing.read() == [b"sent"]
 
 
 class Everything(Listener):
