@@ -31,6 +31,9 @@ class LogTables:
     identity: Table
     topic: Table
     record: Table
+    chunk: Table
+    group: Table
+    member: Table
     group_lease: Table
     group_offset: Table
 
@@ -43,6 +46,9 @@ def log_tables(metadata: MetaData, schema: str | None = None, prefix: str = "") 
         registered(metadata, place, "log_identity", lambda: _identity(metadata, place)),
         registered(metadata, place, "log_topic", lambda: _topic(metadata, place)),
         registered(metadata, place, "log_record", lambda: _record(metadata, place)),
+        registered(metadata, place, "log_chunk", lambda: _chunk(metadata, place)),
+        registered(metadata, place, "log_group", lambda: _group(metadata, place)),
+        registered(metadata, place, "log_member", lambda: _member(metadata, place)),
         registered(metadata, place, "log_group_lease", lambda: _group_lease(metadata, place)),
         registered(metadata, place, "log_group_offset", lambda: _group_offset(metadata, place)),
     )
@@ -104,6 +110,51 @@ def _record(metadata: MetaData, place: Place) -> Table:
     )
 
 
+def _chunk(metadata: MetaData, place: Place) -> Table:
+    """A journal for each relay whose outbox lies in another database: the number of its last chunk, and its epoch."""
+    return Table(
+        place.prefix + "log_chunk",
+        metadata,
+        Column("incarnation", Uuid(), primary_key=True),
+        Column("step", BigInteger(), primary_key=True, autoincrement=False),
+        Column("epoch", BigInteger(), nullable=False),
+        Column("number", BigInteger(), nullable=False),
+        Column("relay", Text(), nullable=False),
+        Column("installation", Uuid(), nullable=False),
+        Column("appended_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
+        schema=place.schema,
+        comment=comment("log"),
+    )
+
+
+def _group(metadata: MetaData, place: Place) -> Table:
+    """One row a group; its epoch rises whenever a member comes or goes."""
+    return Table(
+        place.prefix + "log_group",
+        metadata,
+        Column("consumer_group", Text(), primary_key=True),
+        Column("epoch", BigInteger(), nullable=False),
+        Column("updated_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
+        schema=place.schema,
+        comment=comment("log"),
+    )
+
+
+def _member(metadata: MetaData, place: Place) -> Table:
+    """Who is alive: a member that was not seen for ten seconds is gone."""
+    return Table(
+        place.prefix + "log_member",
+        metadata,
+        Column("consumer_group", Text(), primary_key=True),
+        Column("member", Text(), primary_key=True),
+        Column("topics", JSON(), nullable=False),
+        Column("joined_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
+        Column("seen_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
+        schema=place.schema,
+        comment=comment("log"),
+    )
+
+
 def _group_lease(metadata: MetaData, place: Place) -> Table:
     return Table(
         place.prefix + "log_group_lease",
@@ -124,6 +175,9 @@ def _group_offset(metadata: MetaData, place: Place) -> Table:
         Column("topic_id", Integer(), primary_key=True, autoincrement=False),
         Column("partition", Integer(), primary_key=True, autoincrement=False),
         Column("offset", BigInteger(), nullable=False),
+        # Whose the partition is, since which epoch of the group; nobody's when null.
+        Column("member", Text()),
+        Column("epoch", BigInteger(), server_default="0", nullable=False),
         Column("updated_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
         schema=place.schema,
         comment=comment("log"),

@@ -128,6 +128,11 @@ def _checkpoint(metadata: MetaData, place: Place) -> Table:
         Column("snapshot_to", Text()),
         Column("last", BigInteger(), nullable=False),
         Column("position", BigInteger(), nullable=False),
+        # For a log elsewhere: how many chunks are done; and the open one, which begins behind this checkpoint.
+        Column("chunk", BigInteger(), server_default="0", nullable=False),
+        Column("open_last", BigInteger()),
+        Column("open_entries", BigInteger()),
+        Column("open_digest", BigInteger()),
         schema=place.schema,
         comment=comment("outbox"),
     )

@@ -74,7 +74,7 @@ def test_what_install_makes_has_no_differences(postgresql_url: str, place: Place
         run(postgresql_url, f"create schema {sql.Identifier(place.schema).as_string()}")
     with connected(parse_url(postgresql_url)) as connection:
         assert present(connection, place) == set()
-        assert len(install(connection, place)) == 11
+        assert len(install(connection, place)) == 14
         assert differences(connection, place, SETS) == []
         assert present(connection, place) == set(SETS)
         assert install(connection, place) == []
