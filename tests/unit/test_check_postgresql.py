@@ -356,5 +356,5 @@ def test_two_that_install_at_once_both_succeed(postgresql_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 11], made
+    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 14], made
     assert found(postgresql_url) == []
