@@ -79,6 +79,7 @@ class Lane:
     due: float = 0.0
     reason: str | None = None
     _runs: deque[_Run] = field(default_factory=deque)
+    _missed: bool = False
     _size: int = FIRST_SIZE
     _attempt: int = 1
     _faults: int = 0
@@ -105,7 +106,8 @@ class Lane:
         if batch.begin == self.end and not self.stale:
             self._runs.append(_Run(batch.end, batch.records))
         else:
-            self.stale = True
+            # The log has gone on behind this batch: only a seek brings it back.
+            self.stale = self._missed = True
 
     def next(self) -> Segment:
         """Return what is to be handled in the next transaction."""
@@ -163,8 +165,8 @@ class Lane:
 
     def rewind(self, claim: Claim) -> bool:
         """Go on from the newest claim; return False when the records have to be fetched again from there."""
-        covered = self.claim.end <= claim.end <= self.end
-        self.stale = False
+        covered = not self._missed and self.claim.end <= claim.end <= self.end
+        self.stale = self._missed = False
         if not covered:
             self._runs.clear()
         self._advance(claim)
