@@ -1,0 +1,144 @@
+"""What is measured, in a process of its own, as it would be in life; and the bare loops that are its limit.
+
+All of them import the same modules and are timed from before they connect until they are done.
+"""
+
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+
+from benchmarks.handlers import inbox_handles, loop_handles
+from relay import Relay
+
+CHUNK = 5_000
+"""Entries a chunk; the relay's own bound, where payloads are small."""
+PARTITIONS = 8
+WRITERS = 4
+FETCH = (
+    "select position, id, coalesce(source, '/measured'), topic, key, type, payload, content_type, headers::text,"
+    " created_at from outbox where position > %s order by position limit %s"
+)
+COPY = (
+    'copy bare_record (topic_id, partition, "offset", sequence, epoch, id, source, key, type, content_type, time,'
+    " headers, payload) from stdin (format binary)"
+)
+TYPES = ("int4", "int4", "int8", "int8", "int8", "uuid", "text", "text", "text", "text", "timestamptz", "text", "bytea")
+
+
+def relay(database: str, log: str, name: str, start: str = "earliest") -> None:
+    """Move all there is, by the relay."""
+    Relay(database, log, name=name, start=start).run(once=True)
+
+
+def bare(database: str, log: str) -> None:
+    """Move all there is as the smallest loop would: fetch a chunk, COPY it into a table like the log's, commit."""
+    with psycopg.connect(database, autocommit=True) as source, psycopg.connect(log) as target:
+        _bare_until_empty(source, source if database == log else target, 0)
+
+
+def _bare_until_empty(source: Connection[Any], target: Connection[Any], last: int) -> int:
+    while rows := source.execute(FETCH, (last, CHUNK), binary=True).fetchall():
+        with target.transaction(), target.cursor().copy(COPY) as copy:
+            copy.set_types(TYPES)
+            for position, identity, origin, _, key, kind, payload, content_type, headers, created_at in rows:
+                copy.write_row(
+                    (
+                        1,
+                        position % PARTITIONS,
+                        position,
+                        position,
+                        1,
+                        identity,
+                        origin,
+                        key,
+                        kind,
+                        content_type,
+                        created_at,
+                        headers,
+                        payload,
+                    )
+                )
+        last = rows[-1][0]
+    return last
+
+
+def bare_follow(database: str, wait_seconds: float) -> None:
+    """Go on moving as the smallest loop would, until standard input ends."""
+    ended = _ended()
+    with psycopg.connect(database, autocommit=True) as source:
+        last = 0
+        while not ended.is_set():
+            before, last = last, _bare_until_empty(source, source, last)
+            if last == before:
+                ended.wait(wait_seconds)
+
+
+def relay_follow(database: str, log: str, name: str) -> None:
+    """Run the relay until standard input ends."""
+    Relay(database, log, name=name).run(stop=_ended())
+
+
+def write_steadily(database: str, a_second: int, seconds: float) -> dict[str, Any]:
+    """Write messages by plain SQL at a steady pace; return when the COMMIT of each came back."""
+    committed: dict[str, float] = {}
+    begun = time.monotonic() + 0.2
+
+    def write(writer: int) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            for number in range(writer, int(a_second * seconds), WRITERS):
+                time.sleep(max(0.0, begun + number / a_second - time.monotonic()))
+                payload = str(number)
+                connection.execute(
+                    "insert into outbox (topic, key, payload) values ('orders', %s, %s)",
+                    (str(number % 100), payload.encode()),
+                )
+                committed[payload] = time.monotonic()
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"committed": committed}
+
+
+def _ended() -> threading.Event:
+    ended = threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return ended
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (relay, bare, relay_follow, bare_follow, write_steadily, inbox_handles, loop_handles)
+}
+
+
+def main() -> None:
+    """Do what the first argument names, and print what it took and what it says."""
+    task, arguments = TASKS[sys.argv[1]], json.loads(sys.argv[2])
+    begun, cpu = time.perf_counter(), time.process_time()
+    said = task(**arguments)
+    took = {
+        # A task that knows when its work began says so: what it did before is not counted.
+        "seconds": time.perf_counter() - (said if isinstance(said, float) else begun),
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps({**took, **(said if isinstance(said, dict) else {})}))
+
+
+if __name__ == "__main__":
+    main()
