@@ -101,6 +101,29 @@ def status(
         logger.info("no group is registered yet: `inbox run` does so")
 
 
+@app.command()
+def forget(
+    group: Annotated[str, Argument(help="The group's name.", metavar="GROUP")],
+    *,
+    database: Database = None,
+    log: Annotated[
+        str | None, option("inbox", "--log", "The log: there the group's members are seen, if any.", metavar="URL")
+    ] = None,
+    schema: Schema = None,
+    prefix: Prefix = None,
+    config: Config = None,
+    wait: Wait = 10.0,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Delete what a group remembers and how far it is; refused while a member is alive. Later it is a new group."""
+    from inbox.forgetting import forget as forget_group
+
+    database_url, log_url = options.required_database(database), options.required_log(log, "inbox")
+    forget_group(database_url, log_url, group, schema=schema, prefix=prefix or "", wait=wait)
+    logger.info("group %s is forgotten", group)
+
+
 def main() -> None:
     """Run the command."""
     run_program(app, "inbox")
