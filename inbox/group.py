@@ -217,7 +217,7 @@ class Inbox:
             raise ConfigurationError(f"group {name!r} has no handlers: decorate functions with @inbox.handler(topic)")
         url = parse_url(database)
         limits = Limits(self._handlers.timeout_seconds, wait)
-        return name, Target(url, dialect_for(url, self.place, name), limits)
+        return name, Target(url, dialect_for(url, self.place, name), limits, self.place)
 
     def _loop(self, log: Log, name: str, target: Target, transactions: Transactions, manner: Manner) -> Loop:
         registration = Registration(self._tables.inbox_offset, name)

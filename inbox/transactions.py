@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from inbox.claims import Dialect, Limits
 from inbox.lending import Gate, Lent
 from outbox.process.urls import with_driver
+from outbox.tables.names import Place
 
 T = TypeVar("T")
 Work = Callable[[Lent], T]
@@ -51,6 +52,7 @@ class Target:
     url: URL
     dialect: Dialect
     limits: Limits
+    place: Place
 
     def driver_url(self, *, asynchronous: bool) -> URL:
         """Return the URL for SQLAlchemy."""

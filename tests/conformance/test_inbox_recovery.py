@@ -131,7 +131,7 @@ class Twin:
         on(self.inbox, "def", body, **options)
         handlers: Handlers = self.inbox._handlers
         url = parse_url(road.database)
-        target = Target(url, dialect_for(url, Place(), GROUP), Limits(handlers.timeout_seconds))
+        target = Target(url, dialect_for(url, Place(), GROUP), Limits(handlers.timeout_seconds), Place())
         self._loop: Callable[[threading.Event], Loop] = lambda stop: Loop(
             road.open_log(),
             f"{GROUP}-{name}",
