@@ -46,6 +46,15 @@ def run(
     once: Annotated[
         bool, option("inbox", "--once", "End when what the log held at the start is handled, or is a live member's.")
     ] = False,
+    concurrency: Annotated[
+        int,
+        option(
+            "inbox",
+            "--concurrency",
+            "How many messages are handled at a time, for slow handlers; the order of a key is kept. PostgreSQL only.",
+            metavar="N",
+        ),
+    ] = 1,
     group: Annotated[
         str | None, option("inbox", "--group", "Instead of the group that the Inbox names.", metavar="NAME")
     ] = None,
@@ -70,7 +79,16 @@ def run(
     inbox = load_inbox(module)
     refuse_other_place(inbox.place, schema, prefix)
     with stopping() as stop:
-        inbox.run(database_url, log_url, once=once, group=group, start=start.value, stop=stop, wait=wait)
+        inbox.run(
+            database_url,
+            log_url,
+            once=once,
+            concurrency=concurrency,
+            group=group,
+            start=start.value,
+            stop=stop,
+            wait=wait,
+        )
 
 
 @app.command()

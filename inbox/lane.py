@@ -158,7 +158,7 @@ class Lane:
             return Verdict.ONE_BY_ONE
         delay = None if isinstance(error, MessageAtFault) else policy.delay(segment.attempt, random)
         if delay is None:
-            self.reason = _words(segment, record, error)
+            self.reason = stopped_words(segment, record, error)
             return Verdict.STOPPED
         if isinstance(error, Retry) and error.after is not None:
             delay = error.after.total_seconds()
@@ -213,7 +213,8 @@ def is_over(seconds: float) -> bool:
     return seconds > BATCH_SECONDS
 
 
-def _words(segment: Segment, record: Record, error: BaseException) -> str:
+def stopped_words(segment: Segment, record: Record, error: BaseException) -> str:
+    """Say which message stops its partition, why, and what to do."""
     if isinstance(error, MessageAtFault):
         why = f"was rejected ({type(error).__name__}: {error})"
     else:

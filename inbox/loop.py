@@ -9,7 +9,7 @@ partition whose lane is full is paused. What a failure means for its segment is 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from inbox.database import HandlersDatabase
 from inbox.handlers import Handlers
 from inbox.hands import Hands
+from inbox.hands.many import ManyHands, Worker
 from inbox.hands.one import OneHand
 from inbox.judgement import Judge
 from inbox.membership import Membership
@@ -66,6 +67,7 @@ class Loop:
         target: Target,
         registration: Registration,
         manner: Manner,
+        workers: Sequence[Worker] = (),
     ) -> None:
         self._log = log
         self._group = group
@@ -77,7 +79,11 @@ class Loop:
         patience = Patience("database", manner.stop, give_up_seconds, _logger)
         self._database = HandlersDatabase(transactions, target, patience)
         judge = Judge(target, handlers, patience, self._database.end_stuck)
-        self._hands: Hands = OneHand(self._database, handlers, registration, judge)
+        self._hands: Hands = (
+            ManyHands(self._database, workers, handlers, registration, judge, once=manner.once)
+            if workers
+            else OneHand(self._database, handlers, registration, judge)
+        )
         self._membership = Membership(self, self._hands, log, self._topics, registration, latest=manner.latest)
         self._registration = registration
         self._paused: set[Partition] = set()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, update
 
-from inbox.claims import Claim
+from inbox.claims import Claim, forgotten_words
 from outbox.errors import Forgotten, Permanent
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
@@ -58,10 +58,7 @@ class Registration:
             .limit(1)
         ).one_or_none()
         if row is None:
-            raise Forgotten(
-                f"group {self.group!r} is no longer registered for topic {partition.topic!r}: it was forgotten, or the "
-                "topic was made anew; start the inbox again to register it"
-            )
+            raise Forgotten(forgotten_words(self.group, partition.topic))
         return Claim(row.step, Offset(row.end_offset))
 
     def prune(self, connection: Connection, partition: Partition, claim: Claim, low: int) -> None:
