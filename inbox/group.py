@@ -135,8 +135,8 @@ class Inbox:
     ) -> None:
         """Handle messages until told to stop.
 
-        Handlers made by `def` run in threads of their own, one at a time unless `concurrency` says more; `async def` handlers on an event loop that
-        is made for them (see `run_async` for one's own).
+        Handlers made by `def` run in threads of their own, one at a time unless `concurrency` says more; `async def`
+        handlers on an event loop that is made for them (see `run_async` for one's own).
 
         Args:
             database: URL of the handlers' database.
@@ -166,7 +166,7 @@ class Inbox:
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
         with _only_once(name), _opened(log, self.place) as opened:
-            self._loop(opened, name, target, ThreadTransactions, manner, concurrency).run()
+            self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency).run()
 
     async def run_async(
         self,
@@ -196,7 +196,14 @@ class Inbox:
         manner = _manner(once, start, stop, wait)
         with _only_once(name), _opened(log, self.place) as opened:
             here = asyncio.get_running_loop()
-            loop = self._loop(opened, name, target, lambda one: EventLoopTransactions(one, here), manner, concurrency)
+            loop = self._loop(
+                opened,
+                name,
+                target,
+                connect=lambda one: EventLoopTransactions(one, here),
+                manner=manner,
+                concurrency=concurrency,
+            )
             running = asyncio.ensure_future(asyncio.to_thread(loop.run))
             try:
                 await asyncio.shield(running)
@@ -239,6 +246,7 @@ class Inbox:
         log: Log,
         name: str,
         target: Target,
+        *,
         connect: Callable[[Target], Transactions],
         manner: Manner,
         concurrency: int,
@@ -262,7 +270,7 @@ class Inbox:
 def _refuse_count(concurrency: int) -> None:
     if not 1 <= concurrency <= MOST_CONCURRENCY:
         raise ConfigurationError(
-            f"concurrency {concurrency} cannot be: from 1 to {MOST_CONCURRENCY}, for each is a connection to the database"
+            f"concurrency {concurrency} cannot be: from 1 to {MOST_CONCURRENCY}, each with a connection of its own"
         )
 
 

@@ -115,6 +115,7 @@ class EventLoopTransactions:
         self._target = target
         self._loop = loop
         self._gate = Gate()
+        self._turn = asyncio.Lock()
         self._connection: AsyncConnection | None = None
         self._engine = create_async_engine(
             target.driver_url(asynchronous=True),
@@ -133,6 +134,11 @@ class EventLoopTransactions:
         asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
 
     async def _run(self, work: Work[T]) -> T:
+        # One after the other, as in a thread: while one waits for the server, the event loop would begin the next.
+        async with self._turn:
+            return await self._transact(work)
+
+    async def _transact(self, work: Work[T]) -> T:
         dialect, limits = self._target.dialect, self._target.limits
         if self._connection is None:
             with dialect.translated(self._target.url):

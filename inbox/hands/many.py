@@ -138,7 +138,6 @@ class ManyHands:
         return now - self._claimed.get(spread.partition, 0.0) >= CLAIM_SECONDS or (self._once and spread.rests)
 
     def _claim(self, spread: Spread, now: float) -> None:
-        # Not waited for: another consumer's transaction may hold the claim for as long as its handlers take.
         taking = spread.taking()
         claiming = Claiming(spread, self._database.submit(lambda lent: self._take(lent.connection, taking)))
         self._claims[spread.partition] = claiming
@@ -146,7 +145,11 @@ class ManyHands:
         claiming.outcome.add_done_callback(lambda _: self._ended.put(claiming))
 
     def _take(self, connection: Connection, taking: Taking) -> None:
-        self._database.target.dialect.take(connection, taking)
+        # Another consumer's transaction may hold the claim for as long as its handlers take: then we are late anyway.
+        dialect = self._database.target.dialect
+        with dialect.translated():
+            dialect.hurry(connection)
+        dialect.take(connection, taking)
 
     def _read_again(self, consumer: Consumer, spread: Spread) -> None:
         """Go on from the newest claim: another consumer was faster, or it is not known what became of ours."""

@@ -86,13 +86,11 @@ def test_as_many_handlers_run_at_once_as_concurrency_says(road: Road) -> None:
 
 def test_as_many_async_handlers_run_at_once_as_concurrency_says(road: Road) -> None:
     inbox = Inbox(GROUP)
-    inside: list[str] = []
+    meet = asyncio.Barrier(4)
 
-    @inbox.handler(TOPIC, timeout_seconds=20)
+    @inbox.handler(TOPIC, timeout_seconds=20, retry=RetryPolicy(attempts=1))
     async def meets(delivery: Delivery[str], connection: AsyncConnection) -> None:
-        inside.append(delivery.data)
-        while len(inside) % 4:
-            await asyncio.sleep(0.001)
+        await meet.wait()
         await connection.execute(text(INSERT), {"body": delivery.data, "attempt": delivery.attempt})
 
     road.put(*(message(key, key=key) for key in KEYS))
@@ -127,7 +125,8 @@ def test_no_more_run_at_once_than_concurrency_says_and_messages_of_a_key_one_aft
     assert prefix(road) == 100
 
 
-def test_messages_without_a_key_are_spread(road: Road) -> None:
+def test_messages_without_a_key_are_spread(postgresql_url: str) -> None:
+    road = Road(postgresql_url, partitions=1)
     inbox = Inbox(GROUP)
     meet = threading.Barrier(3, timeout=20)
 
@@ -136,7 +135,6 @@ def test_messages_without_a_key_are_spread(road: Road) -> None:
         effect(delivery, session)
 
     on(inbox, "def", meets)
-    road.log = road.log.replace("partitions=4", "partitions=1")
     road.write(*"abcdef", key=None)
     inbox.run(road.database, road.log, once=True, concurrency=3)
     assert sorted(road.effects) == list("abcdef")
@@ -251,17 +249,19 @@ def test_what_is_in_hand_is_finished_when_the_process_is_told_to_stop(road: Road
 def test_an_async_run_that_is_cancelled_finishes_what_is_in_hand(road: Road) -> None:
     inbox = Inbox(GROUP)
     begun: list[str] = []
+    three = asyncio.Event()
 
     @inbox.handler(TOPIC)
     async def handle(delivery: Delivery[str], connection: AsyncConnection) -> None:
         begun.append(delivery.data)
+        if len(begun) == 3:
+            three.set()
         await asyncio.sleep(0.05)
         await connection.execute(text(INSERT), {"body": delivery.data, "attempt": 1})
 
     async def cancelled() -> None:
         task = asyncio.create_task(inbox.run_async(road.database, road.log, concurrency=3))
-        while len(begun) < 3:
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(three.wait(), 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -421,5 +421,5 @@ def test_sqlite_with_its_one_writer_is_refused_in_words(sqlite_url: str, kind: s
     road = Road(sqlite_url)
     inbox = Inbox(GROUP)
     on(inbox, kind, effect)
-    with pytest.raises(ConfigurationError, match="SQLite has one writer at a time.*leave --concurrency out"):
+    with pytest.raises(ConfigurationError, match=r"SQLite has one writer at a time.*leave --concurrency out"):
         inbox.run(road.database, road.log, once=True, concurrency=2)
