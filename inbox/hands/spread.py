@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 
 from inbox.claims import Claim, Taking
 from inbox.delivery import Retry
@@ -151,6 +152,7 @@ class Spread:
         """Whether the partition is to be paused."""
         return (
             self.reason is not None
+            or self.stale  # what came now would have to be fetched again
             or self._records >= MOST_WAITING
             or self._bytes >= MOST_WAITING_BYTES
             or len(self._order) >= MOST_AHEAD
@@ -214,7 +216,7 @@ class Spread:
 
     def is_ready(self, now: float) -> bool:
         """Return whether `next` has a lane."""
-        lanes = (*self._ready, *(lane for lane in self._waiting if lane.due <= now))
+        lanes = chain(self._ready, (lane for lane in self._waiting if lane.due <= now))
         return not self.stale and any(self._may_begin(lane) for lane in lanes)
 
     def next_due(self) -> float | None:
