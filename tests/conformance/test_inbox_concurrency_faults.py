@@ -199,9 +199,7 @@ def test_a_claim_that_was_lost_drops_what_another_consumer_is_ahead_with(
     assert lag(road) == 0
 
 
-def test_a_predecessor_that_hangs_with_an_id_is_ended_and_no_session_of_our_own(
-    road: Road, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_predecessor_that_hangs_with_an_id_is_ended(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """I8: a stopped process can hold an id where no time-out of the server ends it."""
     monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.6)
     inbox = Inbox(GROUP)
@@ -318,6 +316,19 @@ def test_without_a_registration_nothing_is_inserted(hand: Hand, road: Road) -> N
     with pytest.raises(Forgotten, match="'billing' is no longer registered for topic 'orders'"):
         hand.remember(0, ("/shop", uuid4()))
     assert road.ids() == 0
+
+
+def test_sessions_that_hang_are_ended_and_none_of_our_own_hands(hand: Hand, road: Road) -> None:
+    """Ours wait for the same lock, or have waited; ended with it, they would begin again for nothing."""
+    hand.register()
+    with psycopg.connect(road.database, application_name=f"inbox {GROUP}") as hanging, hand.connections[1].begin():
+        hanging.execute("select 1")
+        hand.connections[1].execute(text("select pg_sleep(0.1)"))
+        with hand.connections[0].begin():
+            assert hand.claimer.end_stuck(hand.connections[0], Limits(0.05)) == 1
+        assert hand.connections[1].scalar(text("select 1")) == 1
+        with pytest.raises(psycopg.OperationalError):
+            hanging.execute("select 1")
 
 
 def test_a_message_in_hand_keeps_no_claim_and_no_registration_waiting(hand: Hand) -> None:
