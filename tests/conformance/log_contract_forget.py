@@ -23,7 +23,7 @@ class ForgetContract:
         member = Member(log, "orders").read(3)
         ends = {batch.partition: batch.end for batch in member.batches}
         member.consumer.commit(ends)
-        with pytest.raises(Permanent, match="group 'g' is alive: .* is a member of it; stop it"):
+        with pytest.raises(Permanent, match=r"group 'g' is alive: .* is a member of it; stop it"):
             log.forget("g")
         member.consumer.close()
         assert {partition: log.committed("g")[partition] for partition in ends} == ends
