@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from relay.logs.contract import Log
+from outbox.errors import MessageAtFault, Retryable
+from relay.logs.builtin import BuiltinLog
+from relay.logs.contract import Failure, Log
 
 
 class Moved(NamedTuple):
@@ -29,6 +31,7 @@ class Work:
         incarnation: the registration's uuid.
         log: where records go.
         delivery: `at-least-once`, `exactly-once` or `at-most-once`.
+        local: the log lies in the outbox's own database.
     """
 
     relay: str
@@ -36,6 +39,12 @@ class Work:
     incarnation: UUID
     log: Log
     delivery: str
+    local: bool = False
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the log keeps the number of the last chunk: asked for, or the built-in log, which always does."""
+        return isinstance(self.log, BuiltinLog) or self.delivery == "exactly-once"
 
 
 class Mover(Protocol):
@@ -60,3 +69,12 @@ class Mover(Protocol):
     def close(self) -> None:
         """Let go of the producer."""
         ...
+
+
+def refused(failure: Failure) -> MessageAtFault | Retryable:
+    """Return the error for a message that the log refused."""
+    words = (
+        f"message {failure.entry.message.id} of topic {failure.entry.message.topic!r}"
+        f" (position {failure.entry.position}) was refused by the log: {failure.reason}"
+    )
+    return MessageAtFault(f"{words}; mend or delete its row in the outbox") if failure.permanent else Retryable(words)

@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from outbox.errors import ConfigurationError
 from outbox.message import Offset
 from outbox.process.urls import dialect_of
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
+from relay.logs.builtin.producer import Appender, BuiltinProducer
 from relay.logs.builtin.store import Store, Topic
 from relay.logs.contract import (
     Bounds,
@@ -16,8 +16,8 @@ from relay.logs.contract import (
     Consumer,
     Listener,
     LogOptions,
+    NumberedProducer,
     Partition,
-    Producer,
     ProducerIdentity,
     Record,
 )
@@ -72,12 +72,18 @@ class BuiltinLog:
         with self._opened("log identity") as store:
             return store.identity()
 
-    def producer(self, identity: ProducerIdentity) -> Producer:
-        """Refuse: a relay appends inside its own database."""
-        raise ConfigurationError(
-            f"relay {identity.relay!r}: the built-in log has to lie in the outbox's own database:"
-            " give --log the same URL as --database"
-        )
+    def producer(self, identity: ProducerIdentity) -> NumberedProducer:
+        """Open a relay's hand, for an outbox in another database; in its own a relay appends without one."""
+        return BuiltinProducer(self._appender(identity), identity)
+
+    def _appender(self, identity: ProducerIdentity) -> Appender:
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.producer_postgresql import PostgresqlAppender  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlAppender(self.address, identity)
+        from relay.logs.builtin.producer_sqlite import SqliteAppender  # noqa: PLC0415 - as in `store`
+
+        return SqliteAppender(self.address, identity)
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         """Open a group member's hand."""
