@@ -222,8 +222,7 @@ class Relay:
             elif moved.empty:
                 run.stop.wait(wait)
                 wait = min(wait * 1.2, LONGEST_WAIT_SECONDS)
-        # Told to stop in the middle of things: what was moved and is not saved yet is saved.
-        mover.renew()
+        mover.finish()
 
     def _prune(self, database: OutboxDatabase, registration: Registration, newest: int) -> int:
         try:

@@ -53,7 +53,8 @@ class Mover(Protocol):
     def step(self) -> Moved:
         """Move the next chunk.
 
-        Durable when it returns: the records, and then (or with them) the checkpoint behind them.
+        Durable when it returns: what it counts as moved. The checkpoint follows before, with or behind the records, as
+        the log's guarantee asks for; at the latest when there is nothing to move.
 
         Raises:
             Fenced: somebody else holds the lease.
@@ -64,6 +65,13 @@ class Mover(Protocol):
 
     def renew(self) -> None:
         """Renew the lease, saving how far the checkpoint has come."""
+        ...
+
+    def finish(self) -> None:
+        """End what was begun, before the lease is given back: what is on its way is durable, and the checkpoint saved.
+
+        Raises: as `step`.
+        """
         ...
 
     def close(self) -> None:

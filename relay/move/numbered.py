@@ -15,7 +15,7 @@ from outbox.message import Epoch
 from relay.checkpoint import Checkpoint, Numbered
 from relay.failpoints import Failpoint, failpoint
 from relay.logs.contract import Failure, NumberedProducer, ProducerIdentity, Settlement
-from relay.move.chunks import Ahead, Chunks, Formed
+from relay.move.chunks import Chunks, Formed
 from relay.move.contract import Moved, Work, refused
 from relay.reader.contract import Limits
 
@@ -30,6 +30,7 @@ class NumberedMover:
         self._limits = Limits()
         self._state = Numbered.of(lease.held.state)
         self._saved = True
+        self._sent: Formed[Any] | None = None
         self._producer = _open(lease, work)
         try:
             failpoint(Failpoint.OPENED)
@@ -39,55 +40,59 @@ class NumberedMover:
             raise
 
     def step(self) -> Moved:
-        """Move the next chunk; see `Mover.step`."""
-        fresh = self._state.checkpoint.snapshot_to is None
-        ahead = self._form()
-        if ahead is None:
-            return Moved(0, empty=False)
-        if ahead.chunk is None:
-            self._state = replace(self._state, checkpoint=ahead.checkpoint)
-            if ahead.empty and not self._saved:
-                self.renew()
-                failpoint(Failpoint.ADVANCED)
-            return Moved(0, empty=ahead.empty and fresh)
-        failpoint(Failpoint.READ)
-        return Moved(self._move(ahead.checkpoint, ahead.chunk), empty=False)
-
-    def _form(self) -> Ahead | None:
-        """Read what comes next; None when that took too long, and less is to be read."""
+        """Move the next chunk; see `Mover.step`. It is read while the one before it is on its way."""
+        begin = self._sent.after if self._sent else self._state.checkpoint
         try:
-            return self._chunks.form(self._state.checkpoint, self._limits)
-        except TimedOut as error:
+            ahead = self._chunks.form(begin, self._limits)
+        except (TimedOut, MessageAtFault) as error:
+            self.finish()
+            if isinstance(error, MessageAtFault):
+                raise
             self._take_less(error)
-            return None
-        except MessageAtFault:
-            self.renew()
-            raise
+            return Moved(0, empty=False)
+        failpoint(Failpoint.READ)
+        entries = self._settle()
+        if entries is None:
+            return Moved(0, empty=False)
+        if ahead.chunk is not None:
+            self._send(ahead.checkpoint, ahead.chunk)
+            return Moved(entries, empty=False)
+        self._state = replace(self._state, checkpoint=ahead.checkpoint)
+        if ahead.empty:
+            self._save()
+        return Moved(entries, empty=ahead.empty and begin.snapshot_to is None)
 
-    def _move(self, begin: Checkpoint, chunk: Formed[Any]) -> int:
-        """Say that the chunk is open, send it, and wait until the log has it; return how many entries it has then."""
+    def _send(self, begin: Checkpoint, chunk: Formed[Any]) -> None:
+        """Say in the outbox that the chunk is open; then hand it to the log."""
         self._state = Numbered(begin, self._state.chunk, chunk.bounds)
         self.renew()
         failpoint(Failpoint.BEGUN)
+        self._producer.produce(self._state.chunk + 1, chunk.content)
+        self._sent = chunk
+        failpoint(Failpoint.SENT)
+
+    def _settle(self) -> int | None:
+        """Wait until the log has what was sent; return how many entries, None when it has answered that it has not."""
+        chunk, self._sent = self._sent, None
+        if chunk is None:
+            return 0
         try:
-            failure = self._send(chunk).failure
+            failure = self._answer().failure
         except TimedOut as error:
             self._certainly_not_sent()
             self._take_less(error)
-            return 0
+            return None
         if failure is not None:
             self._certainly_not_sent()
             self._refused(failure, chunk.bounds.entries)
-            return 0
+            return None
         failpoint(Failpoint.PRODUCED)
         self._done(chunk.after)
         self._limits = self._limits.doubled()
         return chunk.bounds.entries
 
-    def _send(self, chunk: Formed[Any]) -> Settlement:
-        """Hand the chunk to the log and wait for its answer, holding the lease meanwhile."""
-        self._producer.produce(self._state.chunk + 1, chunk.content)
-        failpoint(Failpoint.SENT)
+    def _answer(self) -> Settlement:
+        """Wait for the log, holding the lease meanwhile."""
         seconds = self._lease.held.seconds
         until = boot_seconds() + 2 * seconds
         while (settlement := self._producer.settle(seconds / 3)) is None:
@@ -128,7 +133,8 @@ class NumberedMover:
         elif number != state.chunk:
             self._stop(number)
         elif state.open is not None:
-            self._move(state.checkpoint, self._chunks.again(state.checkpoint, state.open))
+            self._send(state.checkpoint, self._chunks.again(state.checkpoint, state.open))
+            self._settle()
 
     def _stop(self, number: int) -> None:
         """The two tell different stories: a relay that lost its lease may see that; else a person has to decide."""
@@ -149,6 +155,16 @@ class NumberedMover:
         """Renew the lease, saving how far the checkpoint has come."""
         self._lease.advance(**self._state.columns())
         self._saved = True
+
+    def finish(self) -> None:
+        """Wait for what is on its way, and save how far the checkpoint has come."""
+        self._settle()
+        self._save()
+
+    def _save(self) -> None:
+        if not self._saved:
+            self.renew()
+            failpoint(Failpoint.ADVANCED)
 
     def close(self) -> None:
         """Let go of the producer."""
@@ -179,6 +195,6 @@ def settle_open_chunk(chunks: Chunks, lease: Lease, work: Work) -> None:
         return
     mover = NumberedMover(chunks, lease, work)
     try:
-        mover.renew()
+        mover.finish()
     finally:
         mover.close()

@@ -77,6 +77,9 @@ class ProducingMover:
         """Renew the lease, saving how far the checkpoint has come."""
         self._lease.advance(**self._checkpoint.columns())
 
+    def finish(self) -> None:
+        """Nothing: a step leaves nothing behind it."""
+
     def close(self) -> None:
         """Let go of the producer."""
         self._producer.close()
