@@ -82,7 +82,7 @@ def append(connection: Connection, place: Place, work: Append) -> Appended:
         raise Retryable("the database gave no answer to an append")
     if not row["held"]:
         raise Fenced("another process has taken the lease")
-    fault = None if row["fault_id"] is None else (row["fault_id"], row["fault_topic"], row["fault_position"])
+    fault = None if row["fault"] is None else (row["fault_id"], row["fault_topic"], row["fault"])
     return Appended(row["entries"], row["step"], tuple(row["missing"] or ()), fault)
 
 
@@ -98,16 +98,12 @@ def _message(place: Place, work: Append) -> str:
       select chunk.*, log_topic.topic_id, {PARTITION} as partition
       from ({work.select}) as chunk left join {topic} as log_topic on log_topic.name = chunk.topic
     ),
-    missing as (select distinct topic from chunk where topic_id is null),
-    fault as (
-      select id, topic, position from chunk
-      where headers is not null and json_typeof(headers) <> 'object' order by position limit 1
+    tally as (
+      select count(*) as entries, max(position) as last, count(*) filter (where topic_id is null) as unknown,
+        min(position) filter (where headers is not null and json_typeof(headers) <> 'object') as fault
+      from chunk
     ),
-    tally as (select count(*) as entries, max(position) as last from chunk),
-    fit as (
-      select from cur cross join tally
-      where {work.fit} and not exists (select from missing) and not exists (select from fault)
-    ),
+    fit as (select from cur cross join tally where unknown = 0 and fault is null and {work.fit}),
     heads as materialized (
       select touched.topic_id, touched.partition, coalesce((
         select r."offset" + 1 from {record} as r
@@ -129,14 +125,14 @@ def _message(place: Place, work: Append) -> str:
     ),
     next_step as ({work.following}),
     counted as (
-      select tally.entries, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
+      select tally.*, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
         exists (select from cur) as held, {WHERE} as fit
       from tally
     )
-    select counted.entries, counted.held, (select row_to_json(next_step) from next_step) as step,
-      (select array_agg(topic) from missing) as missing,
-      (select id from fault) as fault_id, (select topic from fault) as fault_topic, (select position from fault) as
-      fault_position,
+    select entries, held, (select row_to_json(next_step) from next_step) as step,
+      case when unknown > 0 then (select array_agg(distinct topic) from chunk where topic_id is null) end as missing,
+      fault, case when fault is not null then (select id from chunk where position = fault) end as fault_id,
+      case when fault is not null then (select topic from chunk where position = fault) end as fault_topic,
       1 / (case when fit then (records = entries and steps = 1)::int else (records + steps = 0)::int end) as checked
     from counted
     """

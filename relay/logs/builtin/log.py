@@ -4,8 +4,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from outbox.check import refuse_differences
+from outbox.errors import ConfigurationError
 from outbox.message import Offset
-from outbox.process.urls import dialect_of
+from outbox.process.database import connected
+from outbox.process.urls import dialect_of, shown
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
 from relay.logs.builtin.producer import Appender, BuiltinProducer
@@ -43,6 +46,7 @@ class BuiltinLog:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self._checked = False
 
     def store(self, name: str) -> Store:
         """Open a connection to the log's tables; `name` is what the database shows of it."""
@@ -63,9 +67,26 @@ class BuiltinLog:
             store.close()
 
     def check(self) -> None:
-        """See that the log answers and its tables are there."""
+        """See that the log answers; the first time, that its tables are ours and its server is fit for them."""
+        if not self._checked:
+            self._refuse_unfit()
+            self._checked = True
         with self._opened("log check") as store:
             store.topics([])
+
+    def _refuse_unfit(self) -> None:
+        url = self.address.url
+        with connected(url, name="log check") as connection:
+            try:
+                refuse_differences(connection, self.address.place, ["log"])
+            except ConfigurationError as error:
+                # `outbox init` alone would make all three sets.
+                words = str(error).replace("`outbox init`", f"`outbox init --log {shown(url)}`")
+                raise ConfigurationError(f"the log at {shown(url)}: {words}") from None
+        if dialect_of(url) == "postgresql":
+            from outbox.process.postgresql import refuse_pooler  # noqa: PLC0415 - needs the extra
+
+            refuse_pooler(url)
 
     def identity(self) -> str:
         """Return the log's uuid."""

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from outbox.errors import Fenced, MessageAtFault, OutboxError, Permanent
@@ -69,6 +70,8 @@ class PostgresqlAppender:
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         # Once a connection, and emptied by the commit: neither leaves dead rows in the catalogs, as TRUNCATE would.
         self._all(f"create temporary table log_staging ({columns}) on commit delete rows")
+        # The row that appends lock: without it, two services' relays would draw the same offsets.
+        self._all(f"insert into {self._address.place.sql('log_identity')} (single) values (1) on conflict do nothing")
         return self._take()
 
     def _take(self) -> int:
@@ -186,7 +189,7 @@ def _row(entry: Entry) -> tuple[object, ...]:
     headers = dict(message.headers) or None
     return (
         entry.position, message.id, message.source, message.topic, message.key, message.type, message.payload,
-        message.content_type, headers, message.time,
+        message.content_type, headers, message.time or datetime.now(UTC),
     )  # fmt: skip
 
 
