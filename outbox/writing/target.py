@@ -1,7 +1,5 @@
 """Which transaction a message is written to, and whether it can still take one. Nothing here waits or sends."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -67,28 +65,22 @@ def remember(target: Session | Connection, message: Message, insert: OutboxInser
     Raises:
         WriteError: that transaction cannot take a message.
     """
-    with _refusals_in_words():
+    try:
         refuse_ended_block(target)
         if isinstance(target, Session):
             _remember_in_session(target, message, insert, bind)
         else:
             _remember_in_connection(target, message, insert)
-
-
-@contextmanager
-def _refusals_in_words() -> Iterator[None]:
-    try:
-        yield
     except InvalidRequestError as error:
         raise WriteError(f"no message can be written here: {error}") from error
 
 
 def _remember_in_connection(connection: Connection, message: Message, insert: OutboxInsert) -> None:
     refuse_dialect(connection)
-    refuse_autocommit_option(connection)
     if connection.closed:
         raise WriteError("this connection is closed: nothing can be written to it any more")
     if connection.get_transaction() is None:
+        refuse_autocommit_option(connection)
         if not begins_without_waiting(connection):
             raise WriteError(
                 "this AsyncConnection has no transaction, and beginning one takes an await (it listens for `begin`): "
