@@ -255,11 +255,14 @@ class PostgresqlReader:
         later.
         """
         matching = self._topics if topics else ""
+        # Not `transaction_id = x order by position`: behind a few bulk loads that is many rows for the planner, and it
+        # walks the primary key from the first entry that is kept.
         in_progress = (
             "select late.* from pg_snapshot_xip(%(s0)s::pg_snapshot) as open_transaction(id)"
             f" cross join lateral (select {columns} from {self._outbox}"
-            f" where transaction_id = open_transaction.id and position > %(last)s{matching}"
-            f" order by position {limit}) as late"
+            " where (transaction_id, position) > (open_transaction.id, %(last)s)"
+            f" and transaction_id <= open_transaction.id{matching}"
+            f" order by transaction_id, position {limit}) as late"
             " where pg_visible_in_snapshot(open_transaction.id, %(s1)s::pg_snapshot)"
         )
         began_later = (

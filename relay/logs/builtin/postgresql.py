@@ -13,8 +13,9 @@ from relay.logs.cloudevents import carried_headers
 from relay.logs.contract import Bounds, Partition, Record
 from relay.logs.headers import header_texts
 
-PLANNER = {"enable_seqscan": "off", "enable_bitmapscan": "off", "work_mem": "64MB"}
-"""A fresh table has no statistics, and the newest offset of a partition must never be found by sorting all of them."""
+PLANNER = {"enable_seqscan": "off", "enable_bitmapscan": "off", "enable_nestloop": "off", "work_mem": "64MB"}
+"""A fresh table has no statistics: the newest offset of a partition must never be found by sorting all of them, nor the
+partition of each record by looking through all partitions. (Where a nested loop is the only way, it is taken.)"""
 
 
 class PostgresqlStore:
