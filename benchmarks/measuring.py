@@ -88,7 +88,7 @@ def ratios(ours: list[Sample], limit: list[Sample], of: Callable[[Sample], float
 
 
 def rate_row(
-    number: str, what: str, ours: list[Sample], limit: list[Sample], *, bar: float, limit_is: str = ""
+    number: str, what: str, ours: list[Sample], limit: list[Sample], *, bar: float | None, limit_is: str = ""
 ) -> Row:
     """Return the row of a rate that must not be lower than `bar` times the limit's."""
     ratio, spread = middle(ratios(ours, limit, lambda sample: sample.rate))
@@ -99,8 +99,8 @@ def rate_row(
         f"{median(one.rate for one in limit):,.0f}/s{limit_is and f' ({limit_is})'}",
         ratio,
         spread,
-        f">= {bar:g}",
-        ratio >= bar,
+        "" if bar is None else f">= {bar:g}",
+        None if bar is None else ratio >= bar,
         {**costs("ours", ours), **costs("limit", limit), "ratio of all CPU": f"{_of_all_cpu(ours, limit):.2f}"},
     )
 

@@ -36,12 +36,12 @@ def relay_moves(ground: Ground, database: str, entries: int, *, log: str = "", n
     return sample
 
 
-def bare_moves(ground: Ground, database: str, entries: int, *, log: str = "") -> Sample:
+def bare_moves(ground: Ground, database: str, entries: int, *, binary: bool, log: str = "") -> Sample:
     """Let the bare loop do the same."""
     log = log or database
     run(log, "drop table if exists bare_record")
     run(log, "create table bare_record (like log_record including all)")
-    sample = measured(ground, entries, "bare", database=database, log=log)
+    sample = measured(ground, entries, "bare", database=database, log=log, binary=binary)
     moved = value(log, "select count(*) from bare_record")
     if moved != entries:
         raise AssertionError(f"the bare loop moved {moved} of {entries}")
@@ -57,12 +57,14 @@ def p7(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:
         samples = in_turns(
             {
                 "relay": lambda chosen=chosen: relay_moves(ground, database, entries, log=chosen),
-                "bare": lambda chosen=chosen: bare_moves(ground, database, entries, log=chosen),
+                "bare": lambda chosen=chosen: bare_moves(ground, database, entries, log=chosen, binary=False),
+                "tuned": lambda chosen=chosen: bare_moves(ground, database, entries, log=chosen, binary=True),
             },
             rounds,
         )
         what = f"{entries:,} x 200 B into the built-in log, {where}"
         yield rate_row("P7", what, samples["relay"], samples["bare"], bar=bar, limit_is="fetch and COPY")
+        yield rate_row("P7", what, samples["relay"], samples["tuned"], bar=None, limit_is="the same in binary")
     ground.drop(database, log)
 
 

@@ -4,6 +4,7 @@ All of them import the same modules and are timed from before they connect until
 """
 
 import json
+import logging
 import resource
 import sys
 import threading
@@ -27,26 +28,49 @@ FETCH = (
 )
 COPY = (
     'copy bare_record (topic_id, partition, "offset", sequence, epoch, id, source, key, type, content_type, time,'
-    " headers, payload) from stdin (format binary)"
+    " headers, payload) from stdin"
 )
 TYPES = ("int4", "int4", "int8", "int8", "int8", "uuid", "text", "text", "text", "text", "timestamptz", "text", "bytea")
 
 
-def relay(database: str, log: str, name: str, start: str = "earliest") -> None:
-    """Move all there is, by the relay."""
+class _Lease(logging.Handler):
+    """Notes when the relay says that it has the lease: what it looked at before is done once in its life."""
+
+    taken: float | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "has the lease" in record.msg:
+            self.taken = time.perf_counter()
+
+
+def relay(database: str, log: str, name: str, start: str = "earliest") -> float | None:
+    """Move all there is, by the relay; return when it had its lease."""
+    lease = _Lease()
+    logging.getLogger("relay").addHandler(lease)
+    logging.getLogger("relay").setLevel(logging.INFO)
     Relay(database, log, name=name, start=start).run(once=True)
+    return lease.taken
 
 
-def bare(database: str, log: str) -> None:
-    """Move all there is as the smallest loop would: fetch a chunk, COPY it into a table like the log's, commit."""
+def bare(database: str, log: str, *, binary: bool) -> float:
+    """Move all there is as the smallest loop would: fetch a chunk, COPY it into a table like the log's, commit.
+
+    Args:
+        database: where the entries are.
+        log: where the table is.
+        binary: tuned: both ways in the server's binary formats; not so: as psycopg's manual has it.
+    """
     with psycopg.connect(database, autocommit=True) as source, psycopg.connect(log) as target:
-        _bare_until_empty(source, source if database == log else target, 0)
+        begun = time.perf_counter()
+        _bare_until_empty(source, source if database == log else target, 0, binary=binary)
+        return begun
 
 
-def _bare_until_empty(source: Connection[Any], target: Connection[Any], last: int) -> int:
-    while rows := source.execute(FETCH, (last, CHUNK), binary=True).fetchall():
-        with target.transaction(), target.cursor().copy(COPY) as copy:
-            copy.set_types(TYPES)
+def _bare_until_empty(source: Connection[Any], target: Connection[Any], last: int, *, binary: bool = True) -> int:
+    while rows := source.execute(FETCH, (last, CHUNK), binary=binary).fetchall():
+        with target.transaction(), target.cursor().copy(COPY + " (format binary)" * binary) as copy:
+            if binary:
+                copy.set_types(TYPES)
             for position, identity, origin, _, key, kind, payload, content_type, headers, created_at in rows:
                 copy.write_row(
                     (
