@@ -45,7 +45,7 @@ class Upkeep:
         self._pruned: dict[Partition, int] = {}
         self._complained: dict[Partition, float] = {}
         self._missing: frozenset[str] = frozenset()
-        self._waits_for: str | None = None
+        self._abandoned: frozenset[str] = frozenset()
         self._report_due = self._prune_due = time.monotonic()
 
     def look(self, *, idle: bool) -> None:
@@ -102,7 +102,11 @@ class Upkeep:
         for topic in sorted(missing - self._missing):
             _logger.warning("topic %s does not exist yet: it is read from its first record when it appears", topic)
         self._missing = missing
-        holder = self._consumer.waits_for()
-        if holder is not None and holder != self._waits_for:
-            _logger.warning("group %s is handled by %s; standing by", self._registration.group, holder)
-        self._waits_for = holder
+        abandoned = self._consumer.abandoned()
+        for topic in sorted(abandoned - self._abandoned):
+            _logger.warning(
+                "topic %s waits: no member of group %s handles it any more, though the group has read it",
+                topic,
+                self._registration.group,
+            )
+        self._abandoned = abandoned
