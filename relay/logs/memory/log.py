@@ -1,23 +1,14 @@
-"""`memory://NAME?partitions=8`: a log inside one process, for tests. It lives as long as the process does.
-
-All logs opened by one name are the same log. It is at-least-once: a relay that goes back to its checkpoint repeats
-records. A group has one active member, the one that joined first; others stand by until it closes.
-"""
+"""The log in memory itself, and a relay's hand on it."""
 
 import threading
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import parse_qs, unquote, urlsplit
-from uuid import UUID, uuid4
 
 from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable
-from outbox.message import Entry, Epoch, Offset
+from outbox.message import Entry, Offset
 from relay.logs.cloudevents import are_texts, resolved, wire_headers
 from relay.logs.contract import (
-    Batch,
     Bounds,
     Capabilities,
     Failure,
@@ -28,55 +19,18 @@ from relay.logs.contract import (
     Record,
     Settlement,
 )
+from relay.logs.memory.consumer import MemoryConsumer
+from relay.logs.memory.store import Store
 from relay.logs.partition import partition_of
 
 PARTITIONS = 8
-BATCH_RECORDS = 500
 TAIL_WAIT_SECONDS = 0.1
 
-
-@dataclass(slots=True)
-class _Group:
-    """A consumer group: who is in it, in the order of joining, and how far it has come."""
-
-    members: list[str] = field(default_factory=list)
-    committed: dict[Partition, Offset] = field(default_factory=dict)
-
-
-class _Store:
-    """What one log holds. Whoever touches it holds `changed`, which is notified of records and of members that left."""
-
-    def __init__(self) -> None:
-        self.id = uuid4()
-        self.changed = threading.Condition()
-        self.topics: dict[str, list[Partition]] = {}
-        self.records: dict[Partition, list[Record]] = {}
-        self.epochs: dict[tuple[UUID, UUID], Epoch] = {}
-        self.groups: dict[str, _Group] = {}
-        self.joined = count(1)
-
-    def make_topic(self, topic: str, partitions: int) -> list[Partition]:
-        incarnation = str(uuid4())
-        self.topics[topic] = [Partition(topic, incarnation, number) for number in range(partitions)]
-        self.records.update((partition, []) for partition in self.topics[topic])
-        return self.topics[topic]
-
-    def partitions(self, topics: Iterable[str]) -> list[Partition]:
-        return [partition for topic in topics for partition in self.topics.get(topic, ())]
-
-    def bounds(self, partitions: Iterable[Partition]) -> dict[Partition, Bounds]:
-        return {
-            partition: Bounds(Offset(0), Offset(len(self.records[partition])))
-            for partition in partitions
-            if partition in self.records
-        }
-
-
-_stores: dict[str, _Store] = {}
+_stores: dict[str, Store] = {}
 _stores_lock = threading.Lock()
 
 
-def open(url: str, options: LogOptions) -> "MemoryLog":  # noqa: A001, ARG001 - the name and shape of every adapter's door
+def open_memory(url: str, options: LogOptions) -> "MemoryLog":  # noqa: ARG001 - the shape of every adapter's door
     """Open the log of that name; made by the first who names it.
 
     Raises:
@@ -88,7 +42,7 @@ def open(url: str, options: LogOptions) -> "MemoryLog":  # noqa: A001, ARG001 - 
         raise ConfigurationError("a log in memory needs a name: memory://NAME")
     partitions = _partitions(parts.query)
     with _stores_lock:
-        return MemoryLog(_stores.setdefault(name, _Store()), partitions)
+        return MemoryLog(_stores.setdefault(name, Store()), partitions)
 
 
 def _partitions(query: str) -> int:
@@ -105,7 +59,7 @@ def _partitions(query: str) -> int:
 class MemoryLog:
     """A log in this process's memory; see the module. Safe to use from several threads."""
 
-    def __init__(self, store: _Store, partitions: int) -> None:
+    def __init__(self, store: Store, partitions: int) -> None:
         self._store = store
         self._partitions = partitions
 
@@ -148,7 +102,7 @@ class MemoryLog:
         with self._store.changed:
             found = self._store.groups.get(group)
             if found is not None and found.members:
-                raise Permanent(f"group {group!r} is alive: {found.members[0]} is a member of it; stop it first")
+                raise Permanent(f"group {group!r} is alive: {next(iter(found.members))} is a member of it; stop it first")
             return self._store.groups.pop(group, None) is not None
 
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
@@ -188,7 +142,7 @@ class MemoryLog:
 class MemoryProducer:
     """A relay's hand on a log in memory."""
 
-    def __init__(self, store: _Store, partitions: int, identity: ProducerIdentity) -> None:
+    def __init__(self, store: Store, partitions: int, identity: ProducerIdentity) -> None:
         self._store = store
         self._partitions = partitions
         self._identity = identity
@@ -244,136 +198,3 @@ def _fault(entry: Entry) -> Failure | None:
     if not are_texts(entry.message.headers):
         return Failure(entry, "its headers are not an object of texts", permanent=True)
     return None
-
-
-class MemoryConsumer:
-    """A group member's hand on a log in memory."""
-
-    def __init__(self, store: _Store, group: str, topics: Sequence[str], listener: Listener) -> None:
-        self._store = store
-        self._group = group
-        self._topics = tuple(dict.fromkeys(topics))
-        self._listener = listener
-        self._member: str | None = None
-        self._closed = False
-        self._positions: dict[Partition, Offset] = {}
-        self._turns: deque[Partition] = deque()
-        self._paused: set[Partition] = set()
-        # As of the last poll, all three: somebody who compares them must not find a topic or partition in none.
-        self._missing: frozenset[str] = frozenset()
-        self._waits_for: str | None = None
-        self._settled = False
-
-    def poll(self, timeout_seconds: float) -> Batch | None:
-        """Return the next run of records of one partition; partitions take turns."""
-        if self._closed:
-            raise RuntimeError("this consumer is closed")
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            with self._store.changed:
-                new = self._join()
-            if new:
-                # Not under the lock: the listener may ask the log, or a database that does not answer.
-                self._take(new)
-            with self._store.changed:
-                batch = self._next()
-                if batch is not None:
-                    return batch
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return None
-                if not self._unseen():
-                    self._store.changed.wait(remaining)
-
-    def assignment(self) -> frozenset[Partition] | None:
-        """Return what is assigned; empty for a member that stands by; None before the listener was told."""
-        return frozenset(self._positions) if self._settled else None
-
-    def waits_for(self) -> str | None:
-        """Return the member that was active at the last poll, when it was not this one."""
-        return self._waits_for
-
-    def missing(self) -> frozenset[str]:
-        """Return the topics that did not exist at the last poll."""
-        return self._missing
-
-    def bounds(self, partitions: Sequence[Partition]) -> Mapping[Partition, Bounds]:
-        """Return what each partition holds now."""
-        with self._store.changed:
-            return self._store.bounds(partitions)
-
-    def seek(self, partition: Partition, offset: Offset) -> None:
-        """Read this partition from `offset` on; no effect on one that is not assigned."""
-        if partition in self._positions:
-            self._positions[partition] = offset
-
-    def pause(self, partition: Partition) -> None:
-        """Return no records of this partition until `resume`; no effect on one that is not assigned."""
-        if partition in self._positions:
-            self._paused.add(partition)
-
-    def resume(self, partition: Partition) -> None:
-        """Return its records again."""
-        self._paused.discard(partition)
-
-    def commit(self, offsets: Mapping[Partition, Offset]) -> None:
-        """Report how far the group has come; only the active member's word counts, and only forward."""
-        with self._store.changed:
-            if self._member is None or not self._is_active():
-                return
-            committed = self._store.groups[self._group].committed
-            for partition, offset in offsets.items():
-                committed[partition] = max(offset, committed.get(partition, Offset(0)))
-
-    def close(self) -> None:
-        """Leave the group; the next member takes over at once. Again: no effect."""
-        self._closed = True
-        with self._store.changed:
-            if self._member is not None:
-                self._members().remove(self._member)
-                self._member = None
-            self._positions.clear()
-            self._turns.clear()
-            self._store.changed.notify_all()
-
-    def _members(self) -> list[str]:
-        return self._store.groups.setdefault(self._group, _Group()).members
-
-    def _is_active(self) -> bool:
-        return self._members()[0] == self._member
-
-    def _join(self) -> list[Partition]:
-        """Be a member; return the partitions to take."""
-        if self._member is None:
-            self._member = f"{threading.current_thread().name} (member {next(self._store.joined)})"
-            self._members().append(self._member)
-        self._missing = frozenset(topic for topic in self._topics if topic not in self._store.topics)
-        self._waits_for = None if self._is_active() else self._members()[0]
-        new = self._unseen()
-        self._settled = not new
-        return new
-
-    def _unseen(self) -> list[Partition]:
-        """Return the partitions that this member should have and does not have yet."""
-        if not self._is_active():
-            return []
-        return [partition for partition in self._store.partitions(self._topics) if partition not in self._positions]
-
-    def _take(self, partitions: Sequence[Partition]) -> None:
-        begins = self._listener.assigned(partitions)
-        for partition in partitions:
-            self._positions[partition] = begins[partition]
-            self._turns.append(partition)
-        self._settled = True
-
-    def _next(self) -> Batch | None:
-        for _ in range(len(self._turns)):
-            partition = self._turns[0]
-            self._turns.rotate(-1)
-            begin = self._positions[partition]
-            records = self._store.records[partition][begin : begin + BATCH_RECORDS]
-            if records and partition not in self._paused:
-                end = Offset(begin + len(records))
-                self._positions[partition] = end
-                return Batch(partition, begin, end, records)
-        return None
