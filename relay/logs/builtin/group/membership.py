@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TypeVar
 from uuid import uuid4
 
-from outbox.errors import Fenced, OutboxError, Retryable, TimedOut
+from outbox.errors import OutboxError, Retryable, TimedOut
 from outbox.journal import boot_seconds
 from relay.logs.builtin.group.store import Beat, GroupStore, Pulse, Roll
 
@@ -113,7 +113,7 @@ class Membership:
     def end(self, *, leave: bool) -> None:
         """Stop beating; with `leave`, let others take over at once. What fails is left to the time-out."""
         self._over.set()
-        with suppress(Retryable, Fenced):
+        with suppress(OutboxError):
             if leave and self.is_certain():
                 self.do(lambda store: store.leave(self.name))
         if self._thread is not None:
