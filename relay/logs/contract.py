@@ -195,7 +195,8 @@ class Consumer(Protocol):
     def assignment(self) -> frozenset[Partition] | None:
         """Return what is assigned, as of the last poll; None while that is not settled yet.
 
-        Partitions of the member's topics that are not in it are those of another live member.
+        Partitions of the member's topics that are not in it are those of another live member: by the assignment, or
+        because that has not given them up for as long as a silent one would be waited for.
         """
         ...
 
@@ -227,7 +228,7 @@ class Consumer(Protocol):
         """Report how far the group has come: for lag and retention; the inbox resumes from its own claims.
 
         Durable: within about a second. Never moves an offset back; no effect on partitions that are not this
-        member's. Again: no effect.
+        member's. Again: no effect, and costs nothing.
         """
         ...
 

@@ -69,10 +69,12 @@ class BuiltinConsumer:
         # What the table says is ours; what of it the listener has begun is in `_reached`.
         self._holdings: dict[Partition, Holding] = {}
         self._reached: dict[Partition, Offset] = {}
-        self._settled = False
+        self._settled = self._is_stale = False
+        self._waits_since: float | None = None
         self._ready: deque[Batch] = deque()
         self._paused: set[Partition] = set()
         self._reported: dict[Partition, Offset] = {}
+        self._committed: dict[Partition, Offset] = {}
         self._due = {"topics": 0.0, "take": 0.0, "commit": 0.0}
         self._wait = SHORTEST_WAIT_SECONDS
 
@@ -134,10 +136,12 @@ class BuiltinConsumer:
     def _share(self, membership: Membership) -> None:
         """Have the partitions that are this member's by now, and no others."""
         now = boot_seconds()
-        is_stale = membership.epoch != self._roll.epoch
-        if not is_stale and now < self._due["topics"] and (self._settled or now < self._due["take"]):
+        is_stale = self._is_stale or membership.epoch != self._roll.epoch
+        is_complete = self._mine == self._reached.keys()
+        if not is_stale and now < self._due["topics"] and (is_complete or now < self._due["take"]):
             return
-        self._settled = False
+        # What is not done to its end is done again.
+        self._settled, self._is_stale = False, True
         if is_stale:
             self._roll = membership.roll()
         if membership.name not in self._roll.members:
@@ -145,10 +149,22 @@ class BuiltinConsumer:
             return
         if is_stale or now >= self._due["topics"]:
             self._reckon(membership.name)
-        self._give_up(membership, [partition for partition in self._holdings if partition not in self._mine])
+        gone = [partition for partition in self._holdings if partition not in self._mine]
+        self._give_up(membership, gone)
         self._take(membership)
         self._begin()
-        self._settled = self._mine == self._reached.keys()
+        # The listener may have taken its time, and others have left meanwhile.
+        self._is_stale = bool(gone)
+        self._settled = not gone and self._has_settled(membership)
+
+    def _has_settled(self, membership: Membership) -> bool:
+        """Return whether all is here that should be, or what is not counts as another's who does not give it up."""
+        now = boot_seconds()
+        if self._mine == self._reached.keys():
+            self._waits_since = None
+            return True
+        self._waits_since = now if self._waits_since is None else self._waits_since
+        return now - self._waits_since > membership.pulse.gone_seconds
 
     def _reckon(self, member: str) -> None:
         """Find out which partitions should be this member's."""
@@ -169,9 +185,7 @@ class BuiltinConsumer:
         self._stop_reading(partitions)
         gone = {partition: self._holdings[partition] for partition in partitions}
         membership.do(lambda group: group.give_up(membership.name, gone, self._reported))
-        for partition in partitions:
-            del self._holdings[partition]
-            self._reported.pop(partition, None)
+        self._let_go(partitions)
 
     def _take(self, membership: Membership) -> None:
         wanted = {part: self._topics[part.topic] for part in sorted(self._mine) if part not in self._holdings}
@@ -219,18 +233,18 @@ class BuiltinConsumer:
             ours = membership.do(lambda group: group.commit(membership.name, self._holdings, known))
             if len(ours) < len(known):
                 membership.lose()
+            self._committed |= known
         self._reported.clear()
 
     def _lose(self) -> None:
         """Others have called this member gone: give all up, and be a new one. What is in hand proves its own claim."""
         membership, self._membership = self._membership, None
-        self._settled, self._roll, self._mine = False, _NOBODY, set()
+        self._settled, self._roll, self._mine, self._waits_since = False, _NOBODY, set(), None
         if membership is not None:
             membership.end(leave=False)
         held = list(self._holdings)
-        self._holdings.clear()
-        self._reported.clear()
         self._stop_reading(held)
+        self._let_go(held)
         if held:
             self._listener.revoked(held)
 
@@ -240,6 +254,12 @@ class BuiltinConsumer:
         self._paused -= gone
         for partition in gone:
             self._reached.pop(partition, None)
+
+    def _let_go(self, partitions: Sequence[Partition]) -> None:
+        for partition in partitions:
+            del self._holdings[partition]
+            self._reported.pop(partition, None)
+            self._committed.pop(partition, None)
 
     def assignment(self) -> frozenset[Partition] | None:
         """Return what is assigned now; see `Consumer.assignment`."""
@@ -280,7 +300,7 @@ class BuiltinConsumer:
     def commit(self, offsets: Mapping[Partition, Offset]) -> None:
         """Report how far the group has come."""
         for part, offset in offsets.items():
-            if part in self._holdings:
+            if part in self._holdings and offset != self._committed.get(part):
                 self._reported[part] = max(offset, self._reported.get(part, offset))
 
     def close(self) -> None:
@@ -291,8 +311,9 @@ class BuiltinConsumer:
                 if membership.is_certain():
                     self._commit_reported(membership)
             membership.end(leave=True)
-        self._stop_reading(list(self._holdings))
-        self._holdings.clear()
+        held = list(self._holdings)
+        self._stop_reading(held)
+        self._let_go(held)
         self._settled, self._roll, self._mine = False, _NOBODY, set()
         self._disconnect()
 

@@ -11,6 +11,8 @@ from relay.logs.contract import Batch, Bounds, Listener, Partition
 from relay.logs.memory.store import Group, Store
 
 BATCH_RECORDS = 500
+GIVEN_UP_SECONDS = 1.0
+"""What another member has not given up for so long counts as its own."""
 
 
 class MemoryConsumer:
@@ -30,6 +32,7 @@ class MemoryConsumer:
         self._missing = frozenset(self._topics)
         self._abandoned: frozenset[str] = frozenset()
         self._settled = False
+        self._waits_since: float | None = None
 
     def poll(self, timeout_seconds: float) -> Batch | None:
         """Return the next run of records of one partition; partitions take turns."""
@@ -117,7 +120,16 @@ class MemoryConsumer:
             with self._store.changed:
                 self._positions |= begins
                 self._turns.extend(new)
-        self._settled = mine == self._positions.keys()
+        self._settled = self._has_settled(mine)
+
+    def _has_settled(self, mine: set[Partition]) -> bool:
+        """Return whether all is here that should be, or what is not counts as another's who does not give it up."""
+        now = time.monotonic()
+        if mine == self._positions.keys():
+            self._waits_since = None
+            return True
+        self._waits_since = now if self._waits_since is None else self._waits_since
+        return now - self._waits_since > GIVEN_UP_SECONDS
 
     def _look(self) -> set[Partition]:
         """Be a member; return the partitions that should be its own."""

@@ -32,6 +32,7 @@ class Membership:
 
     Attributes:
         name: the member's name: host, process and a random part.
+        pulse: how often it beats.
         epoch: the group's, as of the newest answer.
     """
 
@@ -40,7 +41,7 @@ class Membership:
         self.epoch = 0
         self._open = store
         self._topics = topics
-        self._pulse = pulse
+        self.pulse = pulse
         self._store: GroupStore | None = None
         self._lock = threading.Lock()
         self._until = self._trusts_from = 0.0
@@ -117,7 +118,7 @@ class Membership:
             if leave and self.is_certain():
                 self.do(lambda store: store.leave(self.name))
         if self._thread is not None:
-            self._thread.join(self._pulse.gone_seconds)
+            self._thread.join(self.pulse.gone_seconds)
         with self._lock:
             self._disconnect()
 
@@ -128,7 +129,7 @@ class Membership:
                 store.close()
 
     def _beat_on(self) -> None:
-        while not self._over.wait(self._pulse.beat_seconds) and not self._lost:
+        while not self._over.wait(self.pulse.beat_seconds) and not self._lost:
             try:
                 self._beat()
                 self._failure = None
@@ -158,5 +159,5 @@ class Membership:
         """The log has seen this member."""
         now = boot_seconds()
         if now >= self._until:
-            self._trusts_from = now + GRACE_BEATS * self._pulse.beat_seconds
-        self._until = sent + self._pulse.gone_seconds
+            self._trusts_from = now + GRACE_BEATS * self.pulse.beat_seconds
+        self._until = sent + self.pulse.gone_seconds
