@@ -297,6 +297,34 @@ def test_nobody_joins_while_a_partition_is_being_taken(road: str, store: GroupSt
     assert len(store.roll().members) == 2
 
 
+def test_of_two_who_take_a_partition_at_the_same_moment_one_gets_it(road: str, store: GroupStore):
+    """INVARIANT I6: both have seen that it is free; who waits for the row looks again."""
+    if road.startswith("sqlite"):
+        pytest.skip("a file has one writer")
+    wanted = orders(road)
+    for name in "ab":
+        store.join(name, ["orders"])
+    roll = store.roll()
+    store.take("a", roll, wanted)
+    store.give_up("a", {partition: Holding(topic, roll.epoch) for partition, topic in wanted.items()}, {})
+    taken: dict[str, frozenset[Partition]] = {}
+    with closing(log_of(road).group_store("g")) as other, connected(road) as connection:
+        connection.execute("begin")
+        connection.execute("select from log_group_offset for update")
+        hands = {"a": store, "b": other}
+        takers = [
+            threading.Thread(target=lambda name=name: taken.update({name: hands[name].take(name, roll, wanted)}))
+            for name in hands
+        ]
+        for taker in takers:
+            taker.start()
+        wait_until(lambda: waiting(road) == 2, "both wait for the rows")
+        connection.execute("rollback")
+        for taker in takers:
+            taker.join(30)
+    assert sorted(taken.values(), key=len) == [frozenset(), wanted.keys()]
+
+
 def waiting(url: str) -> int:
     found = rows(
         url,
