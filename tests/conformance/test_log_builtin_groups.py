@@ -22,6 +22,7 @@ from relay.logs.contract import LogOptions, Partition
 PARTITIONS = 4
 QUICK = Pulse(beat_seconds=0.2, gone_seconds=2.0)
 SILENT = Pulse(beat_seconds=3600, gone_seconds=2.0)
+PATIENT = Pulse(beat_seconds=3600, gone_seconds=60.0)
 OVERSLEEPS = Pulse(beat_seconds=5.0, gone_seconds=2.0)
 
 
@@ -91,6 +92,13 @@ def busy(url: str) -> Iterator[None]:
 def store(road: str) -> Iterator[GroupStore]:
     with closing(log_of(road).group_store("g")) as store:
         yield store
+
+
+@pytest.fixture
+def hands(road: str) -> Iterator[tuple[GroupStore, GroupStore]]:
+    """Two that wait for locks, one like the other."""
+    with closing(log_of(road, PATIENT).group_store("g")) as one, closing(log_of(road, PATIENT).group_store("g")) as two:
+        yield one, two
 
 
 def orders(url: str) -> dict[Partition, Topic]:
@@ -274,15 +282,16 @@ def test_only_the_owner_reports_and_gives_up_and_only_for_the_holding_it_has(roa
     assert store.committed() == {one: 5}
 
 
-def test_nobody_joins_while_a_partition_is_being_taken(road: str, store: GroupStore):
+def test_nobody_joins_while_a_partition_is_being_taken(road: str, hands: tuple[GroupStore, GroupStore]):
     """A take that waits for its row would otherwise judge an owner by a snapshot in which that had not joined yet."""
     if road.startswith("sqlite"):
         pytest.skip("a file has one writer")
     wanted = orders(road)
+    store, other = hands
     store.join("a", ["orders"])
     roll = store.roll()
     store.take("a", roll, wanted)
-    with closing(log_of(road).group_store("g")) as other, connected(road) as connection:
+    with connected(road) as connection:
         connection.execute("begin")
         connection.execute("select from log_group_offset for update")
         taking = threading.Thread(target=lambda: store.take("a", roll, wanted))
@@ -297,25 +306,26 @@ def test_nobody_joins_while_a_partition_is_being_taken(road: str, store: GroupSt
     assert len(store.roll().members) == 2
 
 
-def test_of_two_who_take_a_partition_at_the_same_moment_one_gets_it(road: str, store: GroupStore):
+def test_of_two_who_take_a_partition_at_the_same_moment_one_gets_it(road: str, hands: tuple[GroupStore, GroupStore]):
     """INVARIANT I6: both have seen that it is free; who waits for the row looks again."""
     if road.startswith("sqlite"):
         pytest.skip("a file has one writer")
     wanted = orders(road)
-    for name in "ab":
-        store.join(name, ["orders"])
+    store, other = hands
+    store.join("a", ["orders"])
+    store.join("b", ["orders"])
     roll = store.roll()
     store.take("a", roll, wanted)
     store.give_up("a", {partition: Holding(topic, roll.epoch) for partition, topic in wanted.items()}, {})
     taken: dict[str, frozenset[Partition]] = {}
-    with closing(log_of(road).group_store("g")) as other, connected(road) as connection:
+
+    def take(name: str, hand: GroupStore) -> None:
+        taken[name] = hand.take(name, roll, wanted)
+
+    with connected(road) as connection:
         connection.execute("begin")
         connection.execute("select from log_group_offset for update")
-        hands = {"a": store, "b": other}
-        takers = [
-            threading.Thread(target=lambda name=name: taken.update({name: hands[name].take(name, roll, wanted)}))
-            for name in hands
-        ]
+        takers = [threading.Thread(target=take, args=named) for named in (("a", store), ("b", other))]
         for taker in takers:
             taker.start()
         wait_until(lambda: waiting(road) == 2, "both wait for the rows")
