@@ -102,7 +102,8 @@ class MemoryLog:
         with self._store.changed:
             found = self._store.groups.get(group)
             if found is not None and found.members:
-                raise Permanent(f"group {group!r} is alive: {next(iter(found.members))} is a member of it; stop it first")
+                alive = next(iter(found.members))
+                raise Permanent(f"group {group!r} is alive: {alive} is a member of it; stop it first")
             return self._store.groups.pop(group, None) is not None
 
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:

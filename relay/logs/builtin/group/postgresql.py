@@ -100,7 +100,6 @@ _COMMITTED = """
 select t.name, t.incarnation, o.partition, o."offset" as reached from {offset} as o join {topic} as t using (topic_id)
 where o.consumer_group = %(group)s and o."offset" > 0
 """
-_LIVING = "select m.member from {member} as m where m.consumer_group = %(group)s and not {gone} order by m.member"
 
 
 class PostgresqlGroup:
@@ -119,7 +118,6 @@ class PostgresqlGroup:
         self._give_up = _GIVE_UP.format(**names, ours=ours, held=_HELD)
         self._commit = _COMMIT.format(**names, ours=ours, held=_HELD)
         self._committed = _COMMITTED.format(**names)
-        self._living = _LIVING.format(**names, gone=_GONE)
         self._group = group
         self._pulse = pulse
         self._connection = connect(
@@ -185,10 +183,6 @@ class PostgresqlGroup:
             Partition(row["name"], str(row["incarnation"]), row["partition"]): Offset(row["reached"])
             for row in self._all(self._committed)
         }
-
-    def living(self) -> list[str]:
-        """Return the members that were seen in time."""
-        return [row["member"] for row in self._all(self._living, gone=self._pulse.gone_seconds)]
 
     def close(self) -> None:
         """Close the connection."""

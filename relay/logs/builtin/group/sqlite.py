@@ -141,15 +141,6 @@ class SqliteGroup:
             ).fetchall()
         return {Partition(name, str(UUID(made)), number): Offset(offset) for name, made, number, offset in rows}
 
-    def living(self) -> list[str]:
-        """Return the members that were seen in time."""
-        with translated():
-            rows = self._connection.execute(
-                f"select member from {self._members} where consumer_group = :group and not {_GONE} order by member",
-                self._bounds(),
-            )
-            return [member for (member,) in rows]
-
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

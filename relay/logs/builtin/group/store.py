@@ -117,10 +117,6 @@ class GroupStore(Protocol):
         """Return what the group has reported."""
         ...
 
-    def living(self) -> list[str]:
-        """Return the members that were seen in time, by name."""
-        ...
-
     def close(self) -> None:
         """Close the connection."""
         ...
