@@ -56,7 +56,7 @@ class Consumers:
     def join(self) -> None:
         """One more, unless there are many."""
         if len(self.running) < MOST:
-            process = self.start()
+            process = self._start_some()
             self._is_member(process)
             self.happened["joined"] += 1
 
@@ -75,7 +75,7 @@ class Consumers:
         process = self._one()
         self.running.remove(process)
         process.kill()
-        self.start()
+        self._start_some()
         self.happened["killed"] += 1
 
     def oversleep(self) -> None:
@@ -95,6 +95,9 @@ class Consumers:
 
     def _is_member(self, process: Process) -> None:
         wait_until(lambda: bool(self.member(process)), f"it is in the group\n{self.words()}")
+
+    def _start_some(self) -> Process:
+        return self.start(concurrency=self._choose.choice((1, 1, 4)))
 
     def _one(self) -> Process:
         return self._choose.choice(self.running)

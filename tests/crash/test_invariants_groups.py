@@ -151,6 +151,7 @@ def test_while_a_new_version_is_rolled_out_nobody_gets_what_it_does_not_handle(r
 
 
 def test_two_members_that_run_once_both_end_when_all_is_handled(road: Road, consumers: Consumers):
+    """INVARIANT I1: neither leaves to the other what the other has left to it."""
     write(road, "orders", 500)
     write(road, "payments", 500)
     relay_once(road)
