@@ -157,8 +157,8 @@ class OwnersWatch:
     """Looks all the while at whose each partition is, and at the group's offsets.
 
     Attributes:
-        longest: the longest time, in seconds, for which a partition had no owner that was heard of, counted from the
-            last time that one was, while somebody was there to have it.
+        longest: the longest time, in seconds, for which a partition had no owner that was heard of in time, while
+            somebody was there to have it.
         regressed: offsets that went back.
         looked: how often it has looked.
     """
@@ -188,7 +188,7 @@ class OwnersWatch:
                 found = connection.execute(OWNERS, [GONE_SECONDS]).fetchall()
                 seen = {(topic, number): ago for topic, number, ago, _ in found}
                 heard = {
-                    place: max(heard.get(place, now), now - ago) if ago is not None else heard.get(place, now)
+                    place: now if ago is not None and ago < GONE_SECONDS else heard.get(place, now)
                     for place, ago in seen.items()
                 }
                 self.longest = max([self.longest, *(now - at for at in heard.values())])

@@ -149,9 +149,10 @@ class BuiltinConsumer:
             return
         if is_stale or now >= self._due["topics"]:
             self._reckon(membership.name)
+        # First, since what is given up may take its time.
+        self._take(membership)
         gone = [partition for partition in self._holdings if partition not in self._mine]
         self._give_up(membership, gone)
-        self._take(membership)
         self._begin()
         # The listener may have taken its time, and others have left meanwhile.
         self._is_stale = bool(gone)
