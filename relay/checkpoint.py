@@ -1,7 +1,7 @@
 """Where a relay stands in its outbox."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from outbox.message import Position
@@ -9,6 +9,8 @@ from outbox.message import Position
 BEGINNING = "1:1:"
 """A snapshot that sees no transaction: reading begins with the oldest entry that is kept."""
 COLUMNS = ("snapshot_from", "snapshot_to", "last", "position")
+STATE = (*COLUMNS, "chunk", "open_last", "open_entries", "open_digest")
+"""What a relay's journal carries on from step to step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,55 @@ class Checkpoint:
     def columns(self) -> dict[str, Any]:
         """Return the checkpoint as a journal's columns."""
         return asdict(self)
+
+    def behind(self, last: Position) -> "Checkpoint":
+        """Return the checkpoint further on in the same window."""
+        return replace(self, last=last, position=max(self.position, last))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChunk:
+    """A chunk that was begun: how far it reaches, and what it held then.
+
+    Attributes:
+        last: the position of its last entry.
+        entries: how many.
+        digest: of their ids; 64 bits, signed.
+    """
+
+    last: Position
+    entries: int
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Where a relay stands whose log keeps the number of its last chunk.
+
+    Attributes:
+        checkpoint: behind the chunks that are done; an open one begins here.
+        chunk: how many are done.
+        open: the next one, if it was begun and is not known to be in the log.
+    """
+
+    checkpoint: Checkpoint
+    chunk: int
+    open: OpenChunk | None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "Numbered":
+        """Return what a journal's row says."""
+        last = state["open_last"]
+        begun = None if last is None else OpenChunk(last, state["open_entries"], state["open_digest"])
+        return cls(Checkpoint.of(state), state["chunk"], begun)
+
+    def columns(self) -> dict[str, Any]:
+        """Return it as a journal's columns."""
+        begun = self.open
+        return {
+            **self.checkpoint.columns(),
+            "chunk": self.chunk,
+            "open_last": begun and begun.last,
+            "open_entries": begun and begun.entries,
+            "open_digest": begun and begun.digest,
+        }

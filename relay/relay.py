@@ -124,30 +124,32 @@ class Relay:
 
     def _serve(self, run: _Run, log: Log) -> None:
         """Connect, take the lease and move, until told to stop. Nothing read outlives the connection."""
-        with self._connected(run, log) as (database, registration):
+        with self._connected(run, log) as (database, registration, local):
             lease = database.lease(registration.incarnation, run.owner)
             if not self._take(run, lease):
                 return
-            work = Work(self._name, database.installation(), registration.incarnation, log, self._delivery)
-            mover = database.mover(lease, self._topics, work)
             try:
-                self._move(run, database, lease, mover, registration)
+                work = Work(self._name, database.installation(), registration.incarnation, log, self._delivery, local)
+                mover = database.mover(lease, self._topics, work)
+                try:
+                    self._move(run, database, lease, mover, registration)
+                finally:
+                    with suppress(OutboxError):
+                        mover.close()
             finally:
-                with suppress(OutboxError):
-                    mover.close()
                 lease.release()
 
     @contextmanager
-    def _connected(self, run: _Run, log: Log) -> Iterator[tuple[OutboxDatabase, Registration]]:
+    def _connected(self, run: _Run, log: Log) -> Iterator[tuple[OutboxDatabase, Registration, bool]]:
         database = open_database(self._url, self._place, name=self._name, lease_seconds=self._lease_seconds)
         try:
-            self._refuse_another_place(log)
-            log.check()
             if run.incarnation is None:
                 self._refuse_differences()
                 database.refuse_pooler()
-            self._refuse_unfit(database, log)
-            yield database, self._registered(run, database, log)
+            local = database.holds(log)
+            self._refuse_unfit(log, local=local)
+            log.check()
+            yield database, self._registered(run, database, log), local
         finally:
             database.close()
 
@@ -168,23 +170,16 @@ class Relay:
         return registration
 
     def _refuse_differences(self) -> None:
-        """See that the tables are as we expect them; at the start of a run, the tables of a log elsewhere aside."""
+        """See that the outbox's tables are as we expect them; the log looks after its own."""
         with connected(self._url, name=f"relay {self._name} check") as connection:
             refuse_differences(connection, self._place, ["outbox"])
 
-    def _refuse_another_place(self, log: Log) -> None:
-        if isinstance(log, BuiltinLog) and log.address.place != self._place:
+    def _refuse_unfit(self, log: Log, *, local: bool) -> None:
+        if local and isinstance(log, BuiltinLog) and log.address.place != self._place:
             raise ConfigurationError(
                 "in the outbox's own database the log has the outbox's schema and prefix: leave them out of --log"
             )
-
-    def _refuse_unfit(self, database: OutboxDatabase, log: Log) -> None:
-        if isinstance(log, BuiltinLog):
-            if not database.holds(log):
-                raise ConfigurationError(
-                    "the built-in log has to lie in the outbox's own database: give --log the URL of --database"
-                )
-        elif self._delivery == "exactly-once" and not log.capabilities.exactly_once:
+        if self._delivery == "exactly-once" and not log.capabilities.exactly_once:
             raise ConfigurationError(
                 "--delivery exactly-once: this log cannot store records and the number of their chunk together;"
                 " use at-least-once, whose repeats the inbox recognises"
@@ -227,6 +222,7 @@ class Relay:
             elif moved.empty:
                 run.stop.wait(wait)
                 wait = min(wait * 1.2, LONGEST_WAIT_SECONDS)
+        mover.finish()
 
     def _prune(self, database: OutboxDatabase, registration: Registration, newest: int) -> int:
         try:

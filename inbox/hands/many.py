@@ -21,12 +21,12 @@ from inbox.database import HandlersDatabase
 from inbox.handlers import Handlers
 from inbox.hands.spread import KeyLane, Spread
 from inbox.judgement import Judge
-from inbox.lane import Segment
+from inbox.lane import BACKOFF, Segment
 from inbox.lending import Lent
 from inbox.registration import Registration
 from inbox.transactions import CommitFailed, Transactions
 from inbox.work import handle_one
-from outbox.errors import Fenced, Retryable
+from outbox.errors import Fenced, Retryable, TimedOut
 from relay.logs.contract import Consumer, Partition, Record
 
 CLAIM_SECONDS = 1.0
@@ -89,6 +89,8 @@ class ManyHands:
         self._in_hand: dict[Future[bool], InHand] = {}
         self._claims: dict[Partition, Claiming] = {}
         self._claimed: dict[Partition, float] = {}
+        self._faults = 0
+        self._rests_until = 0.0
 
     @property
     def is_free(self) -> bool:
@@ -109,7 +111,7 @@ class ManyHands:
                 self._read_again(consumer, spread)
             elif spread.has_news and not spread.stale and self._claim_is_due(spread, now):
                 self._claim(spread, now)
-        while self._free:
+        while self._free and now >= self._rests_until:
             lane = self._next(now)
             if lane is None:
                 return
@@ -160,19 +162,16 @@ class ManyHands:
     def settle(self, timeout_seconds: float) -> None:
         """See what became of what is in hand; wait for one to end, shortly while another hand is free."""
         if self._in_hand or self._claims:
-            self._wait_for_one(self._idle_seconds(time.monotonic()) if self._free else timeout_seconds)
+            self._wait_for_one(self._until_due(time.monotonic(), LOOK_SECONDS) if self._free else timeout_seconds)
         while not self._ended.empty():
             self._look_at(self._ended.get())
 
-    def _idle_seconds(self, now: float) -> float:
-        """Return how long a free hand may wait before the loop looks at the log again."""
-        if any(spread.is_ready(now) for spread in self.lanes.values()):
-            return 0.0
-        return self._until_due(now, LOOK_SECONDS)
-
     def _until_due(self, now: float, most: float) -> float:
+        """Return how long it is, `most` at most, until a free hand can begin something."""
         dues = [due for spread in self.lanes.values() if (due := spread.next_due()) is not None]
-        return max(0.0, min(most, min(dues, default=now + most) - now))
+        if any(spread.is_ready(now) for spread in self.lanes.values()):
+            dues.append(now)
+        return max(0.0, min(most, max(min(dues, default=now + most), self._rests_until) - now))
 
     def _wait_for_one(self, timeout_seconds: float) -> None:
         try:
@@ -185,10 +184,20 @@ class ManyHands:
             self._claim_ended(ended)
             return
         del self._in_hand[ended.outcome]
-        # First again: a connection that is open is used before another is opened.
-        self._free.appendleft(ended.worker)
+        self._let_go(ended.worker, ended.outcome.exception())
         ended.lane.spread.in_hand -= 1
         self._judge.judge(ended.lane, ended.segment, ended.outcome)
+
+    def _let_go(self, worker: Worker, error: BaseException | None) -> None:
+        if isinstance(error, Retryable) and not isinstance(error, TimedOut):
+            # No connection to be had: a pause for all, or every message in turn would ask for one.
+            self._faults += 1
+            self._rests_until = time.monotonic() + BACKOFF.ceiling(self._faults)
+            self._free.append(worker)
+            return
+        self._faults = 0
+        # First again: a connection that is open is used before another is opened.
+        self._free.appendleft(worker)
 
     def _claim_ended(self, ended: Claiming) -> None:
         self._claims.pop(ended.spread.partition, None)

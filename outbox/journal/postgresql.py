@@ -9,6 +9,51 @@ from outbox.journal.lease import KEEP_STEPS, Held, Taken, boot_seconds
 from outbox.process.postgresql import Connection, execute, translated
 
 _ATTEMPTS = 5
+LEASE_COLUMNS = ("epoch", "owner", "backend", "lease_seconds", "lease_until")
+_RENEWED = {
+    "backend": "pg_backend_pid()",
+    "lease_seconds": "%(lease)s",
+    "lease_until": "clock_timestamp() + make_interval(secs => %(lease)s)",
+}
+
+
+class PostgresqlJournal:
+    """One key of one journal, as the texts of its statements; they bind `parameters`, and `step` and `epoch`.
+
+    Args:
+        table: its quoted name.
+        key: the columns before `step` in its key, and their values.
+        columns: all other columns that a step carries on from the one before it.
+    """
+
+    def __init__(self, table: str, key: Mapping[str, object], columns: Sequence[str]) -> None:
+        self._table = table
+        self._columns = (*key, *columns)
+        self._where = " and ".join(f"{name} = %(key_{name})s" for name in key)
+        self.parameters: dict[str, object] = {f"key_{name}": value for name, value in key.items()}
+
+    def newest(self) -> str:
+        """Return the SELECT that locks the newest step, whosever it is: for those who take it over."""
+        return f"select * from {self._table} where {self._where} order by step desc limit 1 for update"
+
+    def standing(self, condition: str = "") -> str:
+        """Return the SELECT that locks the step we stand on; no row means fenced.
+
+        The unique key alone is not enough once steps are pruned: a late insert of a pruned step finds no conflict.
+        """
+        return (
+            f"select * from {self._table} where {self._where}"
+            f" and step = %(step)s and epoch = %(epoch)s{condition} for update"
+        )
+
+    def insert(self, values: Mapping[str, str], *, source: str = "cur", where: str = "true") -> str:
+        """Return the INSERT of the step after `cur`, where the SQL expressions of `values` replace the old values."""
+        columns = ", ".join((*self._columns, "step"))
+        carried = ", ".join(values.get(name, f"cur.{name}") for name in self._columns)
+        return (
+            f"insert into {self._table} ({columns}) select {carried}, cur.step + 1"
+            f" from {source} where {where} returning *"
+        )
 
 
 class PostgresqlLease:
@@ -25,12 +70,10 @@ class PostgresqlLease:
         state: Sequence[str] = (),
     ) -> None:
         self._connection = connection
-        self._table = table
-        self._key = key
+        self._journal = PostgresqlJournal(table, key, (*LEASE_COLUMNS, *state))
         self._state = tuple(state)
         self._owner = owner
         self._seconds = lease_seconds
-        self._where = " and ".join(f"{name} = %(key_{name})s" for name in key)
         self._held: Held | None = None
 
     @property
@@ -43,43 +86,19 @@ class PostgresqlLease:
     @property
     def parameters(self) -> dict[str, object]:
         """What the texts of `current` and `following` bind."""
-        bound: dict[str, object] = {f"key_{name}": value for name, value in self._key.items()}
-        bound |= {"owner": self._owner, "lease": self._seconds}
+        bound = {**self._journal.parameters, "owner": self._owner, "lease": self._seconds}
         if self._held is not None:
             bound |= {"step": self._held.step, "epoch": self._held.epoch}
         return bound
 
     def current(self) -> str:
-        """Return the SELECT that locks the step we stand on; no row means fenced.
+        """Return the SELECT that locks the step we stand on; no row means fenced."""
+        # An epoch names a connection: a statement of an earlier one that comes late finds another backend here.
+        return self._journal.standing(" and backend = pg_backend_pid()")
 
-        The unique key alone is not enough once steps are pruned: a late insert of a pruned step finds no conflict.
-        And an epoch names a connection: a statement of an earlier one that comes late finds another backend here.
-        """
-        return (
-            f"select * from {self._table} where {self._where}"
-            " and step = %(step)s and epoch = %(epoch)s and backend = pg_backend_pid() for update"
-        )
-
-    def following(
-        self, state: Mapping[str, str], *, source: str = "cur", where: str = "true", until: str | None = None
-    ) -> str:
+    def following(self, state: Mapping[str, str], *, source: str = "cur", where: str = "true") -> str:
         """Return the INSERT of the step after `cur`, where the SQL expressions of `state` replace the old values."""
-        return self._insert("cur.epoch", "cur.owner", state, source=source, where=where, until=until)
-
-    def _insert(
-        self, epoch: str, owner: str, state: Mapping[str, str], *, source: str, where: str, until: str | None = None
-    ) -> str:
-        columns = ("step", "epoch", "owner", "backend", "lease_seconds", "lease_until", *self._key, *self._state)
-        ends = until or "clock_timestamp() + make_interval(secs => %(lease)s)"
-        values = (
-            "cur.step + 1", epoch, owner, "pg_backend_pid()", "%(lease)s", ends,
-            *(f"cur.{name}" for name in self._key),
-            *(state.get(name, f"cur.{name}") for name in self._state),
-        )  # fmt: skip
-        return (
-            f"insert into {self._table} ({', '.join(columns)}) select {', '.join(values)}"
-            f" from {source} where {where} returning *"
-        )
+        return self._journal.insert({**_RENEWED, **state}, source=source, where=where)
 
     def take(self) -> Taken:
         """Take the lease; see `Lease.take`."""
@@ -100,8 +119,8 @@ class PostgresqlLease:
         )
         sent = boot_seconds()
         row = self._one(
-            f"with cur as (select * from {self._table} where {self._where} order by step desc limit 1 for update),"
-            f" taken as ({self._insert('cur.epoch + 1', '%(owner)s', {}, source='cur', where=free)})"
+            f"with cur as ({self._journal.newest()}),"
+            f" taken as ({self.following({'epoch': 'cur.epoch + 1', 'owner': '%(owner)s'}, where=free)})"
             " select cur.owner as holder, taken.*,"
             " extract(epoch from cur.lease_until - clock_timestamp())::float8 as remaining"
             " from cur left join taken on true"
@@ -128,7 +147,7 @@ class PostgresqlLease:
         """Give the lease back; see `Lease.release`."""
         if self._held is None:
             return
-        ended = self._insert("cur.epoch", "null", {}, source="cur", where="true", until="clock_timestamp()")
+        ended = self.following({"owner": "null", "lease_until": "clock_timestamp()"})
         with suppress(OutboxError):
             self._one(f"with cur as ({self.current()}) {ended}")
         self._held = None

@@ -21,6 +21,46 @@ def parsed_time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
+class SqliteJournal:
+    """One key of one journal, inside the caller's `immediate` transaction.
+
+    Args:
+        connection: where the transaction is.
+        table: its quoted name.
+        key: the columns before `step` in its key, and their values.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, table: str, key: Mapping[str, object]) -> None:
+        self._connection = connection
+        self._table = table
+        self._key = dict(key)
+        self._where = " and ".join(f"{name} = :{name}" for name in key)
+
+    def newest(self) -> dict[str, Any] | None:
+        """Return the newest step, whosever it is: for those who take it over."""
+        return self._one(f"select * from {self._table} where {self._where} order by step desc limit 1", {})
+
+    def standing(self, **ours: object) -> dict[str, Any] | None:
+        """Return the step whose columns are these; None means fenced."""
+        condition = "".join(f" and {name} = :{name}" for name in ours)
+        return self._one(f"select * from {self._table} where {self._where}{condition}", ours)
+
+    def insert(self, old: Mapping[str, Any], **values: object) -> dict[str, Any]:
+        """Insert the step after `old`, where `values` replace the old ones; return it.
+
+        Raises:
+            IntegrityError: it is there already.
+        """
+        row = {**old, **values, "step": old["step"] + 1}
+        names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self._connection.execute(f"insert into {self._table} ({names}) values ({places})", row)
+        return row
+
+    def _one(self, statement: str, parameters: Mapping[str, object]) -> dict[str, Any] | None:
+        row = self._connection.execute(statement, {**self._key, **parameters}).fetchone()
+        return None if row is None else dict(row)
+
+
 class SqliteLease:
     """A journal with a lease: one key of one table, on one connection."""
 
@@ -35,12 +75,10 @@ class SqliteLease:
         state: Sequence[str] = (),
     ) -> None:
         self._connection = connection
-        self._table = table
-        self._key = key
+        self._journal = SqliteJournal(connection, table, key)
         self._state = tuple(state)
         self._owner = owner
         self._seconds = lease_seconds
-        self._where = " and ".join(f"{name} = :{name}" for name in key)
         self._held: Held | None = None
 
     @property
@@ -54,7 +92,7 @@ class SqliteLease:
         """Take the lease; see `Lease.take`."""
         sent = boot_seconds()
         with translated(), immediate(self._connection):
-            newest = self._one(f"select * from {self._table} where {self._where} order by step desc limit 1")
+            newest = self._journal.newest()
             if newest is None:
                 raise Forgotten("this registration is gone: it was forgotten while we worked for it")
             remaining = parsed_time(newest["lease_until"]) - datetime.now(UTC)
@@ -71,10 +109,7 @@ class SqliteLease:
         Raises:
             Fenced: it is gone, or not ours.
         """
-        row = self._one(
-            f"select * from {self._table} where {self._where} and step = :step and epoch = :epoch and owner = :owner",
-            {"step": self.held.step, "epoch": self.held.epoch, "owner": self._owner},
-        )
+        row = self._journal.standing(step=self.held.step, epoch=self.held.epoch, owner=self._owner)
         if row is None:
             raise Fenced("another process has taken the lease")
         return row
@@ -107,22 +142,7 @@ class SqliteLease:
 
     def _insert(self, old: Mapping[str, Any], *, seconds: float | None = None) -> dict[str, Any]:
         until = datetime.now(UTC) + timedelta(seconds=self._seconds if seconds is None else seconds)
-        row = {
-            **old,
-            "step": old["step"] + 1,
-            "backend": 0,
-            "lease_seconds": self._seconds,
-            "lease_until": stored_time(until),
-        }
-        names = ", ".join(row)
-        self._connection.execute(
-            f"insert into {self._table} ({names}) values ({', '.join(f':{name}' for name in row)})", row
-        )
-        return row
-
-    def _one(self, statement: str, parameters: Mapping[str, object] | None = None) -> dict[str, Any] | None:
-        row = self._connection.execute(statement, {**self._key, **(parameters or {})}).fetchone()
-        return None if row is None else dict(row)
+        return self._journal.insert(old, backend=0, lease_seconds=self._seconds, lease_until=stored_time(until))
 
 
 def prune_steps(connection: sqlite3.Connection, table: str, key: Mapping[str, object], *, newest: int) -> None:

@@ -11,13 +11,17 @@ from outbox.errors import ConfigurationError
 from outbox.journal import Lease
 from outbox.journal.postgresql import PostgresqlLease, prune_steps
 from outbox.process.postgresql import connect, execute, refuse_pooler, translated
+from outbox.process.urls import dialect_of
 from outbox.tables import Place
-from relay.checkpoint import BEGINNING, COLUMNS
+from relay.checkpoint import BEGINNING, STATE
 from relay.database.contract import Registration, RelayStatus
 from relay.logs.builtin import BuiltinLog
 from relay.logs.builtin.postgresql import PLANNER
 from relay.logs.contract import Log
+from relay.move.chunks import Chunks, EntryChunks
 from relay.move.contract import Mover, Work
+from relay.move.copied_postgresql import CopiedChunks
+from relay.move.numbered import NumberedMover, settle_open_chunk
 from relay.move.postgresql import LocalPostgresqlMover
 from relay.move.produced import ProducingMover
 from relay.reader.postgresql import PostgresqlReader
@@ -115,25 +119,31 @@ class PostgresqlOutbox:
             {"incarnation": incarnation},
             owner=owner,
             lease_seconds=self._lease_seconds,
-            state=COLUMNS,
+            state=STATE,
         )
 
     def mover(self, lease: Lease, topics: TopicPatterns, work: Work) -> Mover:
         """Return what moves the chunks."""
         reader = PostgresqlReader(self._connection, self._place, topics)
-        if isinstance(work.log, BuiltinLog) and isinstance(lease, PostgresqlLease):
+        chunks: Chunks = EntryChunks(reader)
+        if isinstance(work.log, BuiltinLog) and dialect_of(work.log.address.url) == "postgresql":
+            chunks = CopiedChunks(self._connection, reader)
+        if work.local and isinstance(work.log, BuiltinLog) and isinstance(lease, PostgresqlLease):
+            settle_open_chunk(chunks, lease, work)
             return LocalPostgresqlMover(self._connection, self._place, reader, lease, log=work.log, work=work)
-        return ProducingMover(reader, lease, work)
+        return NumberedMover(chunks, lease, work) if work.numbered else ProducingMover(reader, lease, work)
 
     def holds(self, log: Log) -> bool:
         """Return whether the log lies in this database: a lock taken here is refused there.
 
         Neither URLs (aliases, drivers) nor the cluster's identity (clones) can tell.
         """
-        if not isinstance(log, BuiltinLog) or not log.address.url.drivername.startswith("postgres"):
+        if not isinstance(log, BuiltinLog) or dialect_of(log.address.url) != "postgresql":
             return False
         number = secrets.randbits(62)
-        with closing(connect(log.address.url, name=f"relay {self._name} log")) as other, translated():
+        # As bounded as ours: the log may be away, or in somebody else's hands.
+        seconds, name = self._lease_seconds * STATEMENT_SHARE, f"relay {self._name} log"
+        with closing(connect(log.address.url, name=name, statement_seconds=seconds)) as other, translated():
             execute(self._connection, "select pg_advisory_lock(%(number)s)", {"number": number})
             try:
                 row = execute(other, "select pg_try_advisory_lock(%(number)s) as free", {"number": number}).fetchone()

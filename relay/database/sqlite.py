@@ -12,12 +12,14 @@ from outbox.journal import Lease
 from outbox.journal.sqlite import SqliteLease, parsed_time, prune_steps, stored_time
 from outbox.process.sqlite import connect, immediate, translated
 from outbox.tables import Place
-from relay.checkpoint import COLUMNS
+from relay.checkpoint import STATE
 from relay.database.contract import Registration, RelayStatus
 from relay.logs.builtin import BuiltinLog
 from relay.logs.builtin.sqlite import same_file
 from relay.logs.contract import Log
+from relay.move.chunks import EntryChunks
 from relay.move.contract import Mover, Work
+from relay.move.numbered import NumberedMover, settle_open_chunk
 from relay.move.produced import ProducingMover
 from relay.move.sqlite import LocalSqliteMover
 from relay.reader.sqlite import SqliteReader, topic_condition
@@ -88,15 +90,17 @@ class SqliteOutbox:
             {"incarnation": incarnation.hex},
             owner=owner,
             lease_seconds=self._lease_seconds,
-            state=COLUMNS,
+            state=STATE,
         )
 
     def mover(self, lease: Lease, topics: TopicPatterns, work: Work) -> Mover:
         """Return what moves the chunks."""
         reader = SqliteReader(self._connection, self._place, topics)
-        if isinstance(work.log, BuiltinLog) and isinstance(lease, SqliteLease):
+        chunks = EntryChunks(reader)
+        if work.local and isinstance(work.log, BuiltinLog) and isinstance(lease, SqliteLease):
+            settle_open_chunk(chunks, lease, work)
             return LocalSqliteMover(self._connection, reader, lease, work.log, work)
-        return ProducingMover(reader, lease, work)
+        return NumberedMover(chunks, lease, work) if work.numbered else ProducingMover(reader, lease, work)
 
     def holds(self, log: Log) -> bool:
         """Return whether the log lies in this file."""

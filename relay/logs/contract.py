@@ -7,7 +7,7 @@ each one that is claimed, and a relay or inbox that needs one that is missing re
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from outbox.message import Entry, Epoch, Message, Offset
@@ -19,7 +19,8 @@ class Capabilities:
 
     Attributes:
         ordered_per_key: records of one topic and key are read in the order in which they were produced.
-        exactly_once: records and the fact that their chunk is done become visible together.
+        exactly_once: records and the number of their chunk become visible together; the producer is a
+            `NumberedProducer`.
         consumer_groups: a group's committed offsets are kept, and its members share the partitions.
         replayable: a consumer may begin at any offset that is still kept.
         fences: records of an epoch that is no longer the newest are refused by the log itself.
@@ -108,12 +109,14 @@ class ProducerIdentity:
         installation: the outbox's random id; tells two services with a relay of one name apart.
         incarnation: the registration's uuid.
         epoch: the lease's number; a newer one fences this one.
+        lease_seconds: the lease's length. A chunk that is not durable in half of it is better given up (`TimedOut`).
     """
 
     relay: str
     installation: UUID
     incarnation: UUID
     epoch: Epoch
+    lease_seconds: float = 10.0
 
 
 class Producer(Protocol):
@@ -123,8 +126,7 @@ class Producer(Protocol):
         """Take a chunk. Chunks come in order, numbered from 1 without a gap by one producer.
 
         Durable when it returns: no, see `settle`. Order: entries of one topic and key keep theirs, and nothing passes a
-        failed entry of the same partition. Partial failure: told by `settle`. Concurrent: no. Again: repeats records,
-        unless the log is exactly-once.
+        failed entry of the same partition. Partial failure: told by `settle`. Concurrent: no. Again: repeats records.
 
         Raises:
             Retryable: the log does not take it now; nothing of it may be counted as produced.
@@ -147,6 +149,29 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Let go of what is held. What was not settled has an unknown outcome."""
+        ...
+
+
+@runtime_checkable
+class NumberedProducer(Producer, Protocol):
+    """The producer of a log that claims `exactly_once`: the log keeps the number of the last chunk, with its records.
+
+    Opening it fences the producers of older epochs of the same incarnation and ends their unfinished work: none of
+    their chunks can appear afterwards. Chunks are numbered on from `number`, over all epochs. A chunk is durable as a
+    whole, with its number, or nothing of it is: a settlement with a failure, and `TimedOut`, say that nothing is, and
+    the same number may be produced again. After any other error the outcome is unknown until another producer is
+    opened.
+    """
+
+    def number(self) -> int | None:
+        """Return the number of the last chunk that is in the log; None when there was none of this incarnation.
+
+        Counts everything that the fenced producers brought in. Again: the same, until a chunk is produced.
+
+        Raises:
+            Retryable: the log does not answer.
+            Fenced: a newer epoch produces into this log.
+        """
         ...
 
 

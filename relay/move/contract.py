@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from relay.logs.contract import Log
+from outbox.errors import MessageAtFault, Retryable
+from relay.logs.builtin import BuiltinLog
+from relay.logs.contract import Failure, Log
 
 
 class Moved(NamedTuple):
@@ -29,6 +31,7 @@ class Work:
         incarnation: the registration's uuid.
         log: where records go.
         delivery: `at-least-once`, `exactly-once` or `at-most-once`.
+        local: the log lies in the outbox's own database.
     """
 
     relay: str
@@ -36,6 +39,12 @@ class Work:
     incarnation: UUID
     log: Log
     delivery: str
+    local: bool = False
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the log keeps the number of the last chunk: asked for, or the built-in log, which always does."""
+        return isinstance(self.log, BuiltinLog) or self.delivery == "exactly-once"
 
 
 class Mover(Protocol):
@@ -44,7 +53,8 @@ class Mover(Protocol):
     def step(self) -> Moved:
         """Move the next chunk.
 
-        Durable when it returns: the records, and then (or with them) the checkpoint behind them.
+        Durable when it returns: what it counts as moved. The checkpoint follows before, with or behind the records, as
+        the log's guarantee asks for; at the latest when there is nothing to move.
 
         Raises:
             Fenced: somebody else holds the lease.
@@ -57,6 +67,22 @@ class Mover(Protocol):
         """Renew the lease, saving how far the checkpoint has come."""
         ...
 
+    def finish(self) -> None:
+        """End what was begun, before the lease is given back: what is on its way is durable, and the checkpoint saved.
+
+        Raises: as `step`.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of the producer."""
         ...
+
+
+def refused(failure: Failure) -> MessageAtFault | Retryable:
+    """Return the error for a message that the log refused."""
+    words = (
+        f"message {failure.entry.message.id} of topic {failure.entry.message.topic!r}"
+        f" (position {failure.entry.position}) was refused by the log: {failure.reason}"
+    )
+    return MessageAtFault(f"{words}; mend or delete its row in the outbox") if failure.permanent else Retryable(words)

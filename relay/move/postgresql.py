@@ -99,5 +99,8 @@ class LocalPostgresqlMover:
         """Renew the lease, saving how far the checkpoint has come."""
         self._lease.advance(**self._checkpoint.columns())
 
+    def finish(self) -> None:
+        """Nothing: a step leaves nothing behind it."""
+
     def close(self) -> None:
         """Nothing is held but the connection."""

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from outbox.errors import Fenced, MessageAtFault, Retryable, TimedOut
+from outbox.errors import Fenced, TimedOut
 from outbox.journal import Lease
 from outbox.message import Epoch
 from relay.checkpoint import Checkpoint
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import Failure, ProducerIdentity
-from relay.move.contract import Moved, Work
+from relay.logs.contract import ProducerIdentity
+from relay.move.contract import Moved, Work, refused
 from relay.reader.contract import Chunk, Limits, Reader
 
 
@@ -62,7 +62,7 @@ class ProducingMover:
             self.renew()
         failpoint(Failpoint.PRODUCED)
         if settlement.failure is not None and not self._first:
-            raise _refused(settlement.failure)
+            raise refused(settlement.failure)
 
     def _patience(self) -> float:
         """Return how long to wait for the log before the lease has to be renewed."""
@@ -77,15 +77,9 @@ class ProducingMover:
         """Renew the lease, saving how far the checkpoint has come."""
         self._lease.advance(**self._checkpoint.columns())
 
+    def finish(self) -> None:
+        """Nothing: a step leaves nothing behind it."""
+
     def close(self) -> None:
         """Let go of the producer."""
         self._producer.close()
-
-
-def _refused(failure: Failure) -> Exception:
-    message = failure.entry.message
-    words = (
-        f"message {message.id} of topic {message.topic!r} (position {failure.entry.position}) was refused by the log:"
-        f" {failure.reason}"
-    )
-    return MessageAtFault(f"{words}; mend or delete its row in the outbox") if failure.permanent else Retryable(words)

@@ -50,5 +50,8 @@ class LocalSqliteMover:
         """Renew the lease."""
         self._lease.advance(**self._checkpoint.columns())
 
+    def finish(self) -> None:
+        """Nothing: a step leaves nothing behind it."""
+
     def close(self) -> None:
         """Nothing is held but the connection."""

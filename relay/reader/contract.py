@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from outbox.message import Entry
+from outbox.message import Entry, Position
 from relay.checkpoint import Checkpoint
 
 MOST_ENTRIES = 5_000
@@ -65,6 +65,14 @@ class Reader(Protocol, Generic[Selection]):
 
         Raises:
             Retryable: the connection is lost; forget it, and everything read from it.
+        """
+        ...
+
+    def within(self, checkpoint: Checkpoint, last: Position) -> Selection:
+        """Return what lies behind the checkpoint up to a position, in the checkpoint's own window.
+
+        Raises:
+            Retryable: the connection is lost.
         """
         ...
 

@@ -33,13 +33,15 @@ class Selection:
 
     Attributes:
         checkpoint: where it begins; both snapshots are set.
-        upto: walk along the primary key up to this position; None: the window is small, sort it.
+        upto: only entries up to this position; None: all of a window that is sorted.
         end: the highest position of the window, when it is walked.
+        walked: the window is large: go along the primary key. Otherwise it is sorted.
     """
 
     checkpoint: Checkpoint
     upto: Position | None = None
     end: Position | None = None
+    walked: bool = False
 
     @property
     def last_slice(self) -> bool:
@@ -89,7 +91,9 @@ class PostgresqlReader:
         end = self._walked[3] if self._walked else Position(0)
         if checkpoint.last >= end:
             return _window_done(checkpoint), None
-        return checkpoint, Selection(checkpoint, Position(min(end, checkpoint.last + limits.entries * SPARSE)), end)
+        return checkpoint, Selection(
+            checkpoint, Position(min(end, checkpoint.last + limits.entries * SPARSE)), end, walked=True
+        )
 
     def _from_first(self, checkpoint: Checkpoint) -> Checkpoint:
         first = self._walked[2] if self._walked else Position(0)
@@ -102,11 +106,22 @@ class PostgresqlReader:
         assert selection.upto is not None  # noqa: S101 - a small window is its own last slice
         return replace(selection.checkpoint, last=selection.upto)
 
+    def behind(self, selection: Selection, last: Position) -> Checkpoint:
+        """Return the checkpoint behind a selection's last entry."""
+        checkpoint = selection.checkpoint.behind(last)
+        ended = selection.upto is None if selection.end is None else last >= selection.end
+        return _window_done(checkpoint) if ended else checkpoint
+
     def before(self, selection: Selection, position: Position) -> Selection:
         """Return the part of a selection that lies before a position."""
-        if not self._is_walked(selection.checkpoint):
-            self._survey(selection.checkpoint)
-        return Selection(self._from_first(selection.checkpoint), Position(position - 1))
+        return replace(selection, upto=Position(position - 1), end=None)
+
+    def within(self, checkpoint: Checkpoint, last: Position) -> Selection:
+        """Return what lies behind the checkpoint up to a position, in the checkpoint's own window."""
+        # Sorted or walked, as for a chunk that is formed: walking through a small window that reaches far back would
+        # look at all that was read since, and sorting a large one at all of it.
+        _, selection = self.look(checkpoint, Limits())
+        return replace(selection or Selection(checkpoint), upto=last, end=None)
 
     def _measure(self, checkpoint: Checkpoint, limits: Limits) -> tuple[int, int]:
         """Return how many entries the window has yet, and their bytes; counted up to one more than fit."""
@@ -146,18 +161,20 @@ class PostgresqlReader:
         """Return the selection as a SELECT, and the next checkpoint as expressions over what it gives."""
         parameters = {**self._parameters(selection.checkpoint), "most": limits.entries, "most_bytes": limits.bytes}
         position = "greatest(cur.position, tally.last)"
-        if selection.upto is None:
-            state = {"snapshot_from": "%(s1)s", "snapshot_to": "null", "last": "0", "position": position}
-            return Query(self._sorted(), parameters, state)
         parameters |= {"upto": selection.upto, "end": selection.end}
-        done = "tally.last >= %(end)s" if selection.end is not None else "false"
+        done = "true" if selection.upto is None else "tally.last >= %(end)s" if selection.end is not None else "false"
         state = {
             "snapshot_from": f"case when {done} then %(s1)s else %(s0)s end",
             "snapshot_to": f"case when {done} then null else %(s1)s end",
             "last": f"case when {done} then 0 else tally.last end",
             "position": position,
         }
-        return Query(self._along_primary_key(), parameters, state)
+        return Query(self._along_primary_key() if selection.walked else self._sorted(selection.upto), parameters, state)
+
+    def whole(self, selection: Selection) -> tuple[str, dict[str, Any]]:
+        """Return all of a selection that ends at a position, as a SELECT of `COLUMNS` in their order."""
+        parameters = {**self._parameters(selection.checkpoint), "upto": selection.upto}
+        return self._walked_along(COLUMNS) if selection.walked else self._sorted(selection.upto), parameters
 
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
@@ -188,9 +205,7 @@ class PostgresqlReader:
         if not entries:
             return self.passed(selection)
         last = entries[-1].position
-        checkpoint = replace(selection.checkpoint, position=max(selection.checkpoint.position, last), last=last)
-        ended = selection.upto is None if selection.end is None else last >= selection.end
-        return _window_done(checkpoint) if ended and whole else checkpoint
+        return self.behind(selection, last) if whole else selection.checkpoint.behind(last)
 
     def lag(self, snapshot_from: str, snapshot_to: str | None, last: int) -> tuple[int, float]:
         """Return how many entries are committed and not done, and the age of the oldest in seconds."""
@@ -211,17 +226,21 @@ class PostgresqlReader:
         )
         return int(row["entries"]), float(row["seconds"])
 
-    def _sorted(self) -> str:
-        return f"select * from ({self._ranges(COLUMNS, '')}) as window_entries order by position"
+    def _sorted(self, upto: Position | None) -> str:
+        bound = "" if upto is None else " where position <= %(upto)s"
+        return f"select {COLUMNS} from ({self._ranges(COLUMNS, '')}) as window_entries{bound} order by position"
 
-    def _along_primary_key(self) -> str:
-        walked = (
-            f"select {COLUMNS} from {self._outbox}"
+    def _walked_along(self, columns: str) -> str:
+        return (
+            f"select {columns} from {self._outbox}"
             " where position > %(last)s and position <= %(upto)s"
             " and pg_visible_in_snapshot(transaction_id, %(s1)s::pg_snapshot)"
             " and not pg_visible_in_snapshot(transaction_id, %(s0)s::pg_snapshot)"
-            f"{self._topics} order by position limit %(most)s"
+            f"{self._topics} order by position"
         )
+
+    def _along_primary_key(self) -> str:
+        walked = f"{self._walked_along(COLUMNS)} limit %(most)s"
         size = "coalesce(octet_length(payload), 0)"
         running = f"sum({size}) over (order by position rows between unbounded preceding and 1 preceding)"
         return (

@@ -43,6 +43,10 @@ class SqliteReader:
             return checkpoint, None
         return checkpoint, Selection(checkpoint, Position(min(newest, checkpoint.last + limits.entries * SPARSE)))
 
+    def within(self, checkpoint: Checkpoint, last: Position) -> Selection:
+        """Return what lies behind the checkpoint up to a position."""
+        return Selection(checkpoint, last)
+
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
         checkpoint = selection.checkpoint

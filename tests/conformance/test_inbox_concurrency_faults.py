@@ -10,7 +10,7 @@ import pytest
 from databases import rows, wait_until
 from inbox_road import INSERT, TOPIC, Road, effect, message, on, running
 from inbox_twins import GROUP, Twin, twins
-from sqlalchemy import MetaData, create_engine, text
+from sqlalchemy import MetaData, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -100,6 +100,29 @@ def lag(road: Road) -> int:
     newest = "select coalesce(sum(e), 0) from (select max(end_offset) as e from inbox_offset where partition >= 0"
     claimed = rows(road.database, f"{newest} group by incarnation, partition) as newest")[0][0]
     return sum(held.end for held in road.open_log().partitions([TOPIC]).values()) - int(claimed)
+
+
+def test_too_few_connections_slow_the_hands_down_and_stop_nothing(road: Road) -> None:
+    """A role with three connections to spare: one for the claims, and two of the five hands can work."""
+    role = f"few_{uuid4().hex[:8]}"
+    rows(road.database, f"create role {role} login password 'few' connection limit 3")
+    rows(road.database, f"grant all on all tables in schema public to {role}")
+    inbox = Inbox(GROUP)
+
+    def slow(delivery: Delivery[str], session: Session) -> None:
+        effect(delivery, session)
+        session.execute(text("select pg_sleep(0.01)"))
+
+    on(inbox, "def", slow, retry=RetryPolicy(attempts=1))
+    road.put(*(message(str(number), key=f"k{number}") for number in range(40)))
+    try:
+        few = make_url(road.database).set(username=role, password="few")
+        inbox.run(few.render_as_string(hide_password=False), road.log, once=True, concurrency=5)
+    finally:
+        rows(road.database, f"drop owned by {role}")
+        rows(road.database, f"drop role {role}")
+    assert sorted(road.effects, key=int) == [str(number) for number in range(40)]
+    assert road.counts() == (40, 0, 0)
 
 
 @pytest.mark.parametrize("kept", [True, False])

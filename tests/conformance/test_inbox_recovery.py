@@ -83,7 +83,10 @@ class Busy(Exception):
     sqlite_errorcode = 5
 
 
-def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_server: PostgresqlServer) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_server_that_crashes_and_comes_back_is_waited_for(
+    own_postgresql_server: PostgresqlServer, concurrency: int
+) -> None:
     """I8: lag returns to zero with no human hand; and it was nobody's attempt."""
     road = Road(own_postgresql_server.url())
     inbox = Inbox(GROUP)
@@ -94,7 +97,7 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_serve
         handled.set()
 
     on(inbox, "def", handle, retry=RetryPolicy(attempts=1))
-    with running(inbox.run, road.database, road.log):
+    with running(inbox.run, road.database, road.log, concurrency=concurrency):
         for number in range(3):
             handled.clear()
             road.write(*(f"{number}-{place}" for place in range(50)))

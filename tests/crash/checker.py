@@ -143,13 +143,18 @@ STEPS_ON_SQLITE = "select incarnation, step, epoch, last, position from relay_ch
 DONE = "select writer, n, topic, key, version from done"
 
 
-def check(url: str) -> Report:
-    """Return what is wrong with the built-in log and the journals in this database."""
+def check(url: str, log: str = "") -> Report:
+    """Return what is wrong with the journals in this database, and with the built-in log: there, or at another URL."""
+    steps = STEPS_ON_SQLITE if url.startswith("sqlite") else STEPS_ON_POSTGRESQL
+    return _checked(_all(url, DONE), _all(log or url, RECORDS), _all(url, steps))
+
+
+def _all(url: str, text: str) -> list[Any]:
     if url.startswith("sqlite"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
-            return _checked(*(file.execute(text).fetchall() for text in (DONE, RECORDS, STEPS_ON_SQLITE)))
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)) as file:
+            return file.execute(text).fetchall()
     with psycopg.connect(url) as connection:
-        return _checked(*(connection.execute(text).fetchall() for text in (DONE, RECORDS, STEPS_ON_POSTGRESQL)))
+        return connection.execute(text.encode()).fetchall()
 
 
 def _checked(done: Sequence[Any], records: Sequence[Any], steps: Sequence[Any]) -> Report:
@@ -166,13 +171,8 @@ select epoch, step, position, owner from relay_checkpoint order by step desc lim
 """
 
 
-def counts(url: str) -> tuple[int, int]:
+def counts(url: str, log: str = "") -> tuple[int, int]:
     """Return how many messages are committed, and how many records the log has."""
-    text = "select (select count(*) from done), (select count(*) from log_record)"
-    if url.startswith("sqlite"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)) as file:
-            committed, records = file.execute(text).fetchone()
-    else:
-        with psycopg.connect(url) as connection:
-            committed, records = connection.execute(text).fetchone() or (0, 0)
+    ((committed,),) = _all(url, "select count(*) from done")
+    ((records,),) = _all(log or url, "select count(*) from log_record")
     return committed, records

@@ -64,17 +64,21 @@ class Process:
         return self.said.read_text(errors="replace")
 
 
-def start_relay(said: Path, database: str, *, lease: float = 2.0, failpoint: str = "", once: bool = False) -> Process:
-    """Start `relay run` into the built-in log of the same database.
+def start_relay(
+    said: Path, database: str, *, log: str = "", lease: float = 2.0, failpoint: str = "", once: bool = False
+) -> Process:
+    """Start `relay run` into a built-in log.
 
     Args:
         said: the file for what it says.
         database: the outbox's URL.
+        log: the log's URL; the outbox's own database without one.
         lease: in seconds.
         failpoint: where it is to end itself; `NAME:3` is the third time there.
         once: whether it ends when everything is moved.
     """
-    options = ["run", "--database", database, "--log", database, "--lease", f"{lease:g}", *(["--once"] if once else [])]
+    places = ["--database", database, "--log", log or database]
+    options = ["run", *places, "--lease", f"{lease:g}", *(["--once"] if once else [])]
     environment = {"RELAY_FAILPOINT": failpoint} if failpoint else {}
     return Process(said, "-c", RELAY, *options, **environment)
 

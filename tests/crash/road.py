@@ -22,29 +22,42 @@ DRAIN_SECONDS = 40.0
 
 
 class Road:
-    """Relays between an outbox and the built-in log of one database.
+    """Relays between an outbox and a built-in log.
 
     Args:
         database: where checker and writers connect.
         folder: for what the processes say.
+        log: where the log is; in the same database without it.
         seed: of everything random.
         through: a proxy between the relays and the database.
+        log_through: a proxy between the relays and the log.
         lease: the relays' lease in seconds.
     """
 
     def __init__(
-        self, database: str, folder: Path, *, seed: int = 1, through: Proxy | None = None, lease: float = 1.0
+        self,
+        database: str,
+        folder: Path,
+        *,
+        log: str = "",
+        seed: int = 1,
+        through: Proxy | None = None,
+        log_through: Proxy | None = None,
+        lease: float = 1.0,
     ) -> None:
         self.database = database
+        self.log = log or database
         self.choose = random.Random(seed)
         self.relays: list[Process] = []
         self.killed = 0
         self._folder = folder
         self._lease = lease
         self._relays_url = through.url(database) if through else database
+        self._relays_log = log_through.url(self.log) if log_through else log or self._relays_url
 
     def start_relay(self, failpoint: str = "") -> Process:
-        relay = start_relay(self._folder / "relays.txt", self._relays_url, lease=self._lease, failpoint=failpoint)
+        said, lease = self._folder / "relays.txt", self._lease
+        relay = start_relay(said, self._relays_url, log=self._relays_log, lease=lease, failpoint=failpoint)
         self.relays.append(relay)
         return relay
 
@@ -67,7 +80,7 @@ class Road:
         return next((relay for relay in self.relays if f"-{relay.pid}-" in owner), None)
 
     def records(self) -> int:
-        return counts(self.database)[1]
+        return counts(self.database, self.log)[1]
 
     def moves_on(self) -> None:
         """Wait until the relays have moved something more."""
@@ -78,7 +91,7 @@ class Road:
         """Wait until everything that was committed has arrived, with no human hand (I8)."""
 
         def all_arrived() -> bool:
-            committed, records = counts(self.database)
+            committed, records = counts(self.database, self.log)
             return records >= committed
 
         with suppress(AssertionError):  # what is missing is told better by the report
@@ -88,7 +101,7 @@ class Road:
         """Drain, end the relays, and say what is wrong."""
         self.drained()
         self.end()
-        return check(self.database)
+        return check(self.database, self.log)
 
     def words(self) -> str:
         """Return the last of what the relays have said."""

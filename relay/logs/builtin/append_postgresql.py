@@ -1,9 +1,8 @@
-"""The append on PostgreSQL, in the outbox's own database: entries never leave the server.
+"""The append on PostgreSQL, whatever the chunk comes from: a query over the outbox beside it, or a staging table.
 
 One simple-query message: the log's lock, then one statement that reads the chunk, draws offsets, inserts the records
-and the
-relay's next step; the server commits when both went through. So no client, however slow or stopped, holds a lock of
-the log.
+and the next step of a journal (the relay's own, or the log's journal of chunk numbers); the server commits when both
+went through. So no client, however slow or stopped, holds a lock of the log.
 """
 
 from collections.abc import Mapping
@@ -28,10 +27,12 @@ class Append:
 
     Attributes:
         select: the chunk; gives position, id, source, topic, key, type, payload, content_type, headers, created_at.
-        current: the SELECT that locks the relay's step; known as `cur`, with its epoch.
-        following: the INSERT of the next step, from `cur` and `tally` (entries, last), where `appended` is true.
+        current: the SELECT that locks the journal's step; known as `cur`, with its epoch.
+        following: the INSERT of the next step, from `SOURCE`: `cur` and `tally` (entries, last), where `WHERE` holds.
         parameters: what they bind.
         source: the source of entries that have none.
+        fit: a condition over `cur` and `tally` under which the chunk is stored.
+        end: what ends a transaction that was begun before, if one was.
     """
 
     select: str
@@ -39,11 +40,13 @@ class Append:
     following: str
     parameters: Mapping[str, object]
     source: str
+    fit: str = "tally.entries > 0"
+    end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What came of an append. Nothing is stored when `entries` is 0, topics are missing or a message is at fault.
+    """What came of an append. Nothing is stored when the chunk is not fit, topics are missing or one is at fault.
 
     Attributes:
         entries: how many the chunk had.
@@ -59,12 +62,12 @@ class Appended:
 
 
 SOURCE = "cur cross join tally"
-WHERE = "tally.entries > 0 and not exists (select from missing) and not exists (select from fault)"
+WHERE = "exists (select from fit)"
 """From where, and when, `following` inserts the next step."""
 
 
 def append(connection: Connection, place: Place, work: Append) -> Appended:
-    """Append a chunk and the relay's next step, both or neither.
+    """Append a chunk and the journal's next step, both or neither.
 
     Raises:
         Fenced: the step is no longer the newest.
@@ -79,7 +82,7 @@ def append(connection: Connection, place: Place, work: Append) -> Appended:
         raise Retryable("the database gave no answer to an append")
     if not row["held"]:
         raise Fenced("another process has taken the lease")
-    fault = None if row["fault_id"] is None else (row["fault_id"], row["fault_topic"], row["fault_position"])
+    fault = None if row["fault"] is None else (row["fault_id"], row["fault_topic"], row["fault"])
     return Appended(row["entries"], row["step"], tuple(row["missing"] or ()), fault)
 
 
@@ -95,12 +98,12 @@ def _message(place: Place, work: Append) -> str:
       select chunk.*, log_topic.topic_id, {PARTITION} as partition
       from ({work.select}) as chunk left join {topic} as log_topic on log_topic.name = chunk.topic
     ),
-    missing as (select distinct topic from chunk where topic_id is null),
-    fault as (
-      select id, topic, position from chunk
-      where headers is not null and json_typeof(headers) <> 'object' order by position limit 1
+    tally as (
+      select count(*) as entries, max(position) as last, count(*) filter (where topic_id is null) as unknown,
+        min(position) filter (where headers is not null and json_typeof(headers) <> 'object') as fault
+      from chunk
     ),
-    tally as (select count(*) as entries, max(position) as last from chunk),
+    fit as (select from cur cross join tally where unknown = 0 and fault is null and {work.fit}),
     heads as materialized (
       select touched.topic_id, touched.partition, coalesce((
         select r."offset" + 1 from {record} as r
@@ -117,25 +120,23 @@ def _message(place: Place, work: Append) -> str:
         coalesce(nullif(chunk.type, ''), chunk.topic), chunk.content_type, chunk.created_at,
         chunk.headers, chunk.payload
       from cur cross join chunk join heads using (topic_id, partition)
-      where not exists (select from missing) and not exists (select from fault)
+      where {WHERE}
       returning 1
     ),
     next_step as ({work.following}),
     counted as (
-      select tally.entries, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
-        exists (select from cur) as held, tally.entries = 0 or exists (select from missing) or exists (select from
-        fault) as none
+      select tally.*, (select count(*) from stored) as records, (select count(*) from next_step) as steps,
+        exists (select from cur) as held, {WHERE} as fit
       from tally
     )
-    select counted.entries, counted.held, (select row_to_json(next_step) from next_step) as step,
-      (select array_agg(topic) from missing) as missing,
-      (select id from fault) as fault_id, (select topic from fault) as fault_topic, (select position from fault) as
-      fault_position,
-      1 / (case when not held or none then (records + steps = 0)::int else (records = entries and steps = 1)::int end)
-      as checked
+    select entries, held, (select row_to_json(next_step) from next_step) as step,
+      case when unknown > 0 then (select array_agg(distinct topic) from chunk where topic_id is null) end as missing,
+      fault, case when fault is not null then (select id from chunk where position = fault) end as fault_id,
+      case when fault is not null then (select topic from chunk where position = fault) end as fault_topic,
+      1 / (case when fit then (records = entries and steps = 1)::int else (records + steps = 0)::int end) as checked
     from counted
     """
-    return f"{lock};{statement}"
+    return f"{lock};{statement}{work.end}"
 
 
 def make_topics(

@@ -4,14 +4,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 
+from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError
 from outbox.message import Offset
-from outbox.process.urls import dialect_of
+from outbox.process.database import connected
+from outbox.process.urls import dialect_of, shown
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
 from relay.logs.builtin.forgetting import forget_group
 from relay.logs.builtin.group.membership import Membership
 from relay.logs.builtin.group.store import GroupStore, Pulse
+from relay.logs.builtin.producer import Appender, BuiltinProducer
 from relay.logs.builtin.store import Store, Topic
 from relay.logs.contract import (
     Bounds,
@@ -19,8 +22,8 @@ from relay.logs.contract import (
     Consumer,
     Listener,
     LogOptions,
+    NumberedProducer,
     Partition,
-    Producer,
     ProducerIdentity,
     Record,
 )
@@ -52,6 +55,7 @@ class BuiltinLog:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self._checked = False
 
     def store(self, name: str) -> Store:
         """Open a connection to the log's tables; `name` is what the database shows of it."""
@@ -82,21 +86,44 @@ class BuiltinLog:
             store.close()
 
     def check(self) -> None:
-        """See that the log answers and its tables are there."""
+        """See that the log answers; the first time, that its tables are ours and its server is fit for them."""
+        if not self._checked:
+            self._refuse_unfit()
+            self._checked = True
         with self._opened("log check") as store:
             store.topics([])
+
+    def _refuse_unfit(self) -> None:
+        url = self.address.url
+        with connected(url, name="log check") as connection:
+            try:
+                refuse_differences(connection, self.address.place, ["log"])
+            except ConfigurationError as error:
+                # `outbox init` alone would make all three sets.
+                words = str(error).replace("`outbox init`", f"`outbox init --log {shown(url)}`")
+                raise ConfigurationError(f"the log at {shown(url)}: {words}") from None
+        if dialect_of(url) == "postgresql":
+            from outbox.process.postgresql import refuse_pooler  # noqa: PLC0415 - needs the extra
+
+            refuse_pooler(url)
 
     def identity(self) -> str:
         """Return the log's uuid."""
         with self._opened("log identity") as store:
             return store.identity()
 
-    def producer(self, identity: ProducerIdentity) -> Producer:
-        """Refuse: a relay appends inside its own database."""
-        raise ConfigurationError(
-            f"relay {identity.relay!r}: the built-in log has to lie in the outbox's own database:"
-            " give --log the same URL as --database"
-        )
+    def producer(self, identity: ProducerIdentity) -> NumberedProducer:
+        """Open a relay's hand, for an outbox in another database; in its own a relay appends without one."""
+        return BuiltinProducer(self._appender(identity), identity)
+
+    def _appender(self, identity: ProducerIdentity) -> Appender:
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.producer_postgresql import PostgresqlAppender  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlAppender(self.address, identity)
+        from relay.logs.builtin.producer_sqlite import SqliteAppender  # noqa: PLC0415 - as in `store`
+
+        return SqliteAppender(self.address, identity)
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         """Open a group member's hand."""

@@ -143,7 +143,7 @@ def _columns(entry: Entry, epoch: Epoch, source: str) -> tuple[object, ...]:
         message.key,
         message.type or message.topic,
         message.content_type,
-        None if message.time is None else stored_time(message.time),
+        stored_time(message.time or datetime.now(UTC)),
         json.dumps(dict(message.headers)) if message.headers else None,
         message.payload,
     )
