@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError
@@ -12,6 +12,8 @@ from outbox.process.urls import dialect_of, shown
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
 from relay.logs.builtin.forgetting import forget_group
+from relay.logs.builtin.group.membership import Membership
+from relay.logs.builtin.group.store import GroupStore, Pulse
 from relay.logs.builtin.producer import Appender, BuiltinProducer
 from relay.logs.builtin.store import Store, Topic
 from relay.logs.contract import (
@@ -41,9 +43,15 @@ def open_builtin(url: str, options: LogOptions) -> "BuiltinLog":
 
 
 class BuiltinLog:
-    """A log in the tables `log_*` of one database."""
+    """A log in the tables `log_*` of one database.
+
+    Attributes:
+        capabilities: what it promises.
+        pulse: how often members of groups are heard of, and when they count as gone.
+    """
 
     capabilities = Capabilities(exactly_once=True, fences=True, local=True)
+    pulse = Pulse()
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -58,6 +66,16 @@ class BuiltinLog:
         from relay.logs.builtin.sqlite import SqliteStore  # noqa: PLC0415 - one dialect is enough for one process
 
         return SqliteStore(self.address)
+
+    def group_store(self, group: str) -> GroupStore:
+        """Open a connection to a group's tables."""
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.group.postgresql import PostgresqlGroup  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlGroup(self.address, group, self.pulse)
+        from relay.logs.builtin.group.sqlite import SqliteGroup  # noqa: PLC0415 - one dialect is enough for one process
+
+        return SqliteGroup(self.address, group, self.pulse)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Store]:
@@ -109,12 +127,18 @@ class BuiltinLog:
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         """Open a group member's hand."""
-        return BuiltinConsumer(lambda: self.store(f"inbox-log {group}"), group, topics, listener)
+        return BuiltinConsumer(
+            lambda: self.store(f"inbox-log {group}"),
+            lambda stated: Membership(lambda: self.group_store(group), stated, self.pulse),
+            group,
+            topics,
+            listener,
+        )
 
     def committed(self, group: str) -> Mapping[Partition, Offset]:
         """Return the offsets that the group has reported."""
-        with self._opened("log committed") as store:
-            return store.committed(group)
+        with closing(self.group_store(group)) as store:
+            return store.committed()
 
     def forget(self, group: str) -> bool:
         """Let go of a group; see `Log.forget`.
