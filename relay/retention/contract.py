@@ -1,0 +1,94 @@
+"""What retention asks of the outbox's database; one file a dialect answers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from sqlalchemy import URL
+
+from outbox.message import Position
+from outbox.process.urls import dialect_of
+from outbox.tables import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What came of one batch: so many entries in reading order, looked at and deleted by one statement.
+
+    Attributes:
+        seen: how many entries there were to look at.
+        last: the position of the last of them.
+        old: how many of them are past the retention.
+        deleted: how many of these are gone now.
+        unclaimed: how many stay because no relay's topics match them.
+        unread: how many stay because of a relay, by its name. An entry may stay because of several.
+    """
+
+    seen: int
+    last: Position
+    old: int
+    deleted: int
+    unclaimed: int
+    unread: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Kept:
+    """What one pass had to leave, though it is past its retention."""
+
+    deleted: int = 0
+    unclaimed: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
+
+    def add(self, batch: Batch) -> None:
+        """Count one batch."""
+        self.deleted += batch.deleted
+        self.unclaimed += batch.unclaimed
+        for relay, entries in batch.unread.items():
+            self.unread[relay] = self.unread.get(relay, 0) + entries
+
+
+class Entries(Protocol):
+    """The outbox's entries, on a connection of their own."""
+
+    def prune(self, after: Position, most: int, retain: timedelta) -> Batch:
+        """Look at the next entries behind a position, and delete those of them that may go.
+
+        An entry may go when it is older than `retain` by the database's clock, at least one relay's topics match it,
+        and every such relay has it behind its saved checkpoint, in this cluster and database. All of that is read by
+        the statement that deletes. Concurrent: with writers, with relays and with others that prune. Again: no effect.
+
+        Raises:
+            Retryable: the database does not answer, or a lock was not to be had soon.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+@contextmanager
+def opened(url: URL, place: Place, name: str) -> Iterator[Entries]:
+    """Open a connection to the outbox's entries; `name` is what the database shows of it.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    entries = _open(url, place, name)
+    try:
+        yield entries
+    finally:
+        entries.close()
+
+
+def _open(url: URL, place: Place, name: str) -> Entries:
+    if dialect_of(url) == "postgresql":
+        from relay.retention.postgresql import PostgresqlEntries  # noqa: PLC0415 - needs the extra
+
+        return PostgresqlEntries(url, place, name=name)
+    from relay.retention.sqlite import SqliteEntries  # noqa: PLC0415 - one dialect is enough for one process
+
+    return SqliteEntries(url, place)
