@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,10 @@ def run(
     start: Annotated[
         Start, option("inbox", "--start", "Where to begin when the group is registered; later it is a notice only.")
     ] = Start.EARLIEST,
+    retain: Annotated[
+        timedelta,
+        options.retain_option("inbox", "How long a message is remembered as handled: longer than the log keeps it."),
+    ] = timedelta(days=8),
     schema: Schema = None,
     prefix: Prefix = None,
     config: Config = None,
@@ -87,6 +92,7 @@ def run(
             group=group,
             start=start.value,
             stop=stop,
+            retain=retain,
             wait=wait,
         )
 

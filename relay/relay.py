@@ -127,7 +127,7 @@ class Relay:
         """Serve again after each passing fault."""
         while not run.stop.is_set():
             try:
-                return self._serve(run, log)
+                self._serve(run, log)
             except Fenced as error:
                 if run.once:
                     raise
@@ -135,6 +135,8 @@ class Relay:
                 run.stop.wait(SHORTEST_WAIT_SECONDS)
             except Retryable as error:
                 run.stop.wait(run.patience.failed(error))
+            else:
+                return
 
     def _serve(self, run: _Run, log: Log) -> None:
         """Connect, take the lease and move, until told to stop. Nothing read outlives the connection."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from outbox.errors import ConfigurationError
-from outbox.process.durations import parse_retention, parse_seconds, shown_duration
+from outbox.process.durations import parse_retention, parse_seconds
 from outbox.process.output import talk
 from outbox.process.passwords import remember
 from outbox.process.settings import read_settings

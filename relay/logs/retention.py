@@ -43,11 +43,11 @@ class RetainingLog(Protocol):
     Each raises Retryable when the log does not answer.
     """
 
-    def enrol(self, group: str, topics: Sequence[str]) -> None:
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
         """Make a group known to retention: when this returns, nothing is deleted any more that it has not read.
 
-        Before the group looks at where a topic begins. Again: no effect; a topic that does not exist yet needs it when
-        it does.
+        Before the group looks at where a topic begins. Returns those of the topics that exist; one that appears later
+        needs it then. Again: no effect.
         """
         ...
 

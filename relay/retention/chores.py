@@ -100,8 +100,8 @@ class Chores:
     def _words(self, kept: Kept, *, finished: bool) -> dict[str, str]:
         retain, least = shown_duration(self._outbox.retain), "" if finished else "at least "
         words = {
-            relay: f"{least}{entries} entries older than {retain} stay in the outbox, because relay {relay!r} has not"
-            f" read them: run it, or let go of it with `relay forget {relay}`"
+            relay: f"{least}{entries} entries older than {retain} stay in the outbox, because relay {relay!r} is not"
+            f" past them: see that it runs, or let go of it with `relay forget {relay}`"
             for relay, entries in kept.unread.items()
         }
         if kept.unclaimed:

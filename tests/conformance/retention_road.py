@@ -4,7 +4,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from databases import connected, rows
+from databases import rows
 
 from outbox.message import Position
 from outbox.process.pace import Pace
@@ -63,9 +63,3 @@ def prune_log(url: str) -> int:
 
 def unhurried() -> Pace:
     return Pace(threading.Event(), share=1.0)
-
-
-def execute(url: str, *statements: str) -> None:
-    with connected(url) as connection:
-        for statement in statements:
-            connection.execute(statement)

@@ -177,10 +177,10 @@ class BuiltinLog:
                     yield None
                     time.sleep(TAIL_WAIT_SECONDS)
 
-    def enrol(self, group: str, topics: Sequence[str]) -> None:
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
         """Make a group known to retention; see `RetainingLog.enrol`."""
         with self._retention() as tables:
-            tables.enrol(group, topics)
+            return tables.enrol(group, topics)
 
     def prune(self, pace: Pace) -> int:
         """Delete old records that every group has read; see `RetainingLog.prune`."""

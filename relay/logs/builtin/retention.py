@@ -73,7 +73,7 @@ class Retention(Protocol):
         """
         ...
 
-    def enrol(self, group: str, topics: Sequence[str]) -> None:
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
         """Make a group known; see `RetainingLog.enrol`."""
         ...
 

@@ -68,11 +68,16 @@ with bounds as materialized (
 select (select count(*) from gone) as deleted, current_setting('outbox.retention') = 'true' as alone
 """
 _ENROL = """
-insert into {group_offset} (consumer_group, topic_id, partition, "offset")
-select %(consumer_group)s, topic.topic_id, parts.number, 0
-from {topic} as topic cross join lateral generate_series(0, topic.partitions - 1) as parts(number)
-where topic.name = any(%(names)s) order by topic.topic_id, parts.number
-on conflict (consumer_group, topic_id, partition) do nothing
+with found as materialized (
+    select topic_id, name, partitions from {topic} where name = any(%(names)s)
+), made as (
+    insert into {group_offset} (consumer_group, topic_id, partition, "offset")
+    select %(consumer_group)s, found.topic_id, parts.number, 0
+    from found cross join lateral generate_series(0, found.partitions - 1) as parts(number)
+    order by found.topic_id, parts.number
+    on conflict (consumer_group, topic_id, partition) do nothing
+)
+select name from found
 """
 
 
@@ -81,9 +86,7 @@ class PostgresqlRetention:
 
     def __init__(self, address: Address) -> None:
         place = address.place
-        self._names = {
-            name: place.sql(f"log_{name}") for name in ("record", "topic", "group_offset", "identity")
-        }
+        self._names = {name: place.sql(f"log_{name}") for name in ("record", "topic", "group_offset", "identity")}
         key = _KEY.format(**self._names)
         self._prune = f"{_TAKE.format(key=key)};{self._prune_text()}"
         self._enrol = f"select pg_advisory_xact_lock_shared({key});{_ENROL.format(**self._names)}"
@@ -136,9 +139,10 @@ class PostgresqlRetention:
             raise Retryable("the log gave no answer when records were to be deleted")
         return Pruned(row["deleted"], row["alone"])
 
-    def enrol(self, group: str, topics: Sequence[str]) -> None:
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
         """Make a group known; see `RetainingLog.enrol`."""
-        self._last(self._enrol, {"consumer_group": group, "names": list(topics)})
+        rows = self._last(self._enrol, {"consumer_group": group, "names": list(topics)}).fetchall()
+        return [row["name"] for row in rows]
 
     def retentions(self, topics: Sequence[str]) -> dict[str, int | None]:
         """Return for how many seconds topics keep records."""

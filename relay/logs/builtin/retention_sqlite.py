@@ -101,11 +101,11 @@ class SqliteRetention:
             ).rowcount
         return Pruned(deleted, alone=True)
 
-    def enrol(self, group: str, topics: Sequence[str]) -> None:
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
         """Make a group known; see `RetainingLog.enrol`."""
         with translated(), immediate(self._connection):
             rows = self._connection.execute(
-                f"select topic_id, partitions from {self._topic} where name in (select value from json_each(?))",
+                f"select topic_id, name, partitions from {self._topic} where name in (select value from json_each(?))",
                 (json.dumps(list(topics)),),
             ).fetchall()
             self._connection.executemany(
@@ -113,6 +113,7 @@ class SqliteRetention:
                 " on conflict (consumer_group, topic_id, partition) do nothing",
                 [(group, row["topic_id"], number) for row in rows for number in range(row["partitions"])],
             )
+        return [row["name"] for row in rows]
 
     def retentions(self, topics: Sequence[str]) -> dict[str, int | None]:
         """Return for how many seconds topics keep records."""
