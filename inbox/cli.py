@@ -113,10 +113,13 @@ def status(
     version: Version = False,
 ) -> None:
     """Show how far each group is; no inbox need be running."""
+    from inbox.retention.shown import unread
     from inbox.status import status as status_of
 
     url, log_url = options.required_database(database), options.known_url(log) if log else None
     groups = [asdict(one) for one in status_of(url, log=log_url, schema=schema, prefix=prefix or "", wait=wait)]
+    for kept in unread(log_url, schema=schema, prefix=prefix or "") if log_url else ():
+        logger.warning("%s", kept.words())
     if json:
         print_json(groups)
         return
