@@ -96,6 +96,21 @@ def test_a_group_that_has_reported_other_partitions_only_has_read_nothing_of_thi
     assert prune_log(url) == held[first] - 1
 
 
+def test_a_group_whose_member_stated_the_topic_before_it_was_made_is_known(url: str):
+    """INVARIANT I7: it has not seen the topic yet, and is to read it from its first record."""
+    put(url, WEEKS, WEEKS)
+    reads(url, "quick", "orders", 2)
+    rows(
+        url,
+        "insert into log_member (consumer_group, member, topics) values ('slow', 'a member', ?)",
+        '["payments", "orders"]',
+    )
+    assert prune_log(url) == 0
+    assert [one.group for one in open_log(url, LogOptions()).unread()] == ["slow"]
+    rows(url, "delete from log_member")
+    assert prune_log(url) == 1
+
+
 def test_only_a_prefix_goes_whatever_is_old_behind_it(url: str):
     """INVARIANT I5: offsets stay dense, so that a reader that finds a gap knows that records were lost."""
     put(url, WEEKS, timedelta(hours=1), WEEKS, WEEKS)

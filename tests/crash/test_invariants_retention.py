@@ -41,7 +41,9 @@ class Town:
             self.running[name] = Process(said, "-c", INBOX, *arguments, PYTHONPATH=f"{ROOT}:{here}")
 
     def is_up(self, group: str) -> bool:
-        return bool(rows(self.database, "select 1 from inbox_offset where consumer_group = ? limit 1", group))
+        """Return whether a group is known for both topics."""
+        known = "select count(distinct topic_id) from log_group_offset where consumer_group = ?"
+        return rows(self.database, known, group) == [(2,)]
 
     def kill(self, name: str) -> None:
         self.running.pop(name).kill()
@@ -97,6 +99,9 @@ def writing(database: str) -> Iterator[Writers]:
 def town(database: str, tmp_path: Path) -> Iterator[Town]:
     for group in GROUPS:
         rows(database, two_groups.SCHEMA.format(group))
+    # There from the beginning: a group of one second's retention may come to a new topic too late.
+    for topic in ("orders", "payments"):
+        rows(database, "insert into log_topic (name, partitions, retain_seconds) values (?, 4, 1)", topic)
     town = Town(database, tmp_path, seed=9)
     yield town
     town.end()

@@ -16,10 +16,15 @@ LOCK_SECONDS = 5.0
 # that have looked, or are about to look, at where a partition begins. Not the appends' lock: they need not wait.
 _KEY = "hashtextextended('retention ' || (select id from {identity}), 0)"
 
-# How far the slowest of the topic's groups is; one that has not reported a partition has read nothing of it.
+# How far the slowest of the topic's groups is; one that has not reported a partition has read nothing of it. A group is
+# also known by what its members state, who may have joined before the topic was made.
 _SLOWEST = """
-select known.consumer_group, coalesce(reached."offset", 0) as reached
-from (select distinct consumer_group from {group_offset} where topic_id = {topic_id}) as known
+select known.consumer_group, coalesce(reached."offset", 0) as reached from (
+    select consumer_group from {group_offset} where topic_id = {topic_id}
+    union select member.consumer_group from {member} as member where (
+        select name from {topic} where topic_id = {topic_id}
+    ) in (select json_array_elements_text(member.topics))
+) as known
 left join {group_offset} as reached on reached.consumer_group = known.consumer_group
     and reached.topic_id = {topic_id} and reached.partition = {partition}
 order by 2, 1 limit 1
@@ -86,7 +91,9 @@ class PostgresqlRetention:
 
     def __init__(self, address: Address) -> None:
         place = address.place
-        self._names = {name: place.sql(f"log_{name}") for name in ("record", "topic", "group_offset", "identity")}
+        self._names = {
+            name: place.sql(f"log_{name}") for name in ("record", "topic", "group_offset", "member", "identity")
+        }
         key = _KEY.format(**self._names)
         self._prune = f"{_TAKE.format(key=key)};{self._prune_text()}"
         self._enrol = f"select pg_advisory_xact_lock_shared({key});{_ENROL.format(**self._names)}"

@@ -18,7 +18,7 @@ class SqliteRetention:
     def __init__(self, address: Address) -> None:
         place = address.place
         self._record, self._topic = place.sql("log_record"), place.sql("log_topic")
-        self._offset = place.sql("log_group_offset")
+        self._offset, self._member = place.sql("log_group_offset"), place.sql("log_member")
         self._connection = connect(address.url, busy_seconds=BUSY_SECONDS)
 
     def standing(self) -> Iterator[Standing]:
@@ -72,10 +72,15 @@ class SqliteRetention:
         return newest
 
     def _slowest(self, place: tuple[int, int]) -> tuple[str, int] | None:
-        """Return the group furthest behind; one that has not reported a partition has read nothing of it."""
+        """Return the group furthest behind; one that has not reported a partition has read nothing of it.
+
+        A group is also known by what its members state, who may have joined before the topic was made.
+        """
         row = self._connection.execute(
-            f'select known.consumer_group, coalesce(o."offset", 0) as reached from (select distinct consumer_group'
-            f" from {self._offset} where topic_id = ?1) as known left join {self._offset} as o"
+            f'select known.consumer_group, coalesce(o."offset", 0) as reached from (select consumer_group'
+            f" from {self._offset} where topic_id = ?1 union select m.consumer_group from {self._member} as m"
+            f" where (select name from {self._topic} where topic_id = ?1) in (select value from json_each(m.topics))"
+            f") as known left join {self._offset} as o"
             " on o.consumer_group = known.consumer_group and o.topic_id = ?1 and o.partition = ?2"
             " order by 2, 1 limit 1",
             place,
