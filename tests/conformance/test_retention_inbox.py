@@ -3,20 +3,26 @@
 import logging
 import random
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import psycopg
 import pytest
 from databases import rows, wait_until
-from inbox_road import TOPIC, Road, effect, message, on, running
-from retention_road import DAY, ago, unhurried
+from inbox_road import INSERT, TOPIC, Road, effect, message, on, running
+from retention_road import DAY, ago, drain, prune_log, unhurried, write
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
-from inbox import Inbox
+from inbox import Delivery, Inbox
 from inbox.retention import chores
 from inbox.retention.chores import Chores, Group, too_short
 from inbox.retention.ids import opened
 from outbox.process.urls import parse_url
 from outbox.tables import Place
+from relay.logs.builtin import BuiltinLog
+from relay.logs.contract import Bounds, LogOptions, Partition
+from relay.logs.registry import open_log
 
 KEPT = 8 * DAY
 
@@ -182,6 +188,33 @@ def test_one_member_of_a_group_prunes_at_a_time(postgresql_url: str):
         assert road.ids() == 2
     passes(one)
     assert road.ids() == 1
+
+
+def test_a_new_group_is_known_before_it_looks_where_a_topic_begins(database_url: str, monkeypatch: pytest.MonkeyPatch):
+    """INVARIANT I7: pruned between the look and the first report, its records would be gone from under it."""
+    road = Road(database_url)
+    for number in range(3):
+        write(road.database, f"{number}", age=30 * DAY, key="k")
+    drain(road.database)
+    log = open_log(road.database, LogOptions())
+    log.enrol("quick", [TOPIC])
+    rows(road.database, 'update log_group_offset set "offset" = 3')
+    look = BuiltinLog.partitions
+
+    def then_pruned(self: BuiltinLog, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
+        found = look(self, topics)
+        prune_log(road.database)
+        return found
+
+    monkeypatch.setattr(BuiltinLog, "partitions", then_pruned)
+    inbox = Inbox("billing")
+    on(inbox, "def", plain_effect)
+    inbox.run(road.database, road.database, once=True)
+    assert road.effects == ["0", "1", "2"]
+
+
+def plain_effect(delivery: Delivery, session: Session) -> None:
+    session.execute(text(INSERT), {"body": delivery.message.payload.decode(), "attempt": delivery.attempt})
 
 
 def test_the_walk_reads_only_the_blocks_of_its_slice(postgresql_url: str):
