@@ -183,9 +183,7 @@ class Inbox:
         manner = _manner(once, start, stop, wait)
         checked_retention(retain, "--retain")
         with _only_once(name), _opened(log, self.place) as opened:
-            loop = self._loop(
-                opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency
-            )
+            loop = self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency)
             with self._chores(name, target, opened, retain).beside(manner.stop, once=once):
                 loop.run()
 

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import URL
 
-from inbox.retention.ids import Ids, opened
+from inbox.retention import opened
+from inbox.retention.ids import Ids
 from outbox.message import Offset
 from outbox.process.durations import shown_duration
 from outbox.process.notices import Notices

@@ -1,15 +1,8 @@
 """A group's ids as retention sees them; one file a dialect answers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
-
-from sqlalchemy import URL
-
-from outbox.process.urls import dialect_of
-from outbox.tables.names import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +38,3 @@ class Ids(Protocol):
     def close(self) -> None:
         """Close the connection."""
         ...
-
-
-@contextmanager
-def opened(url: URL, place: Place, group: str) -> Iterator[Ids]:
-    """Open a connection to a group's ids.
-
-    Raises:
-        Unreachable: the database does not answer.
-    """
-    ids = _open(url, place, group)
-    try:
-        yield ids
-    finally:
-        ids.close()
-
-
-def _open(url: URL, place: Place, group: str) -> Ids:
-    if dialect_of(url) == "postgresql":
-        from inbox.retention.postgresql import PostgresqlIds  # noqa: PLC0415 - needs the extra
-
-        return PostgresqlIds(url, place, group)
-    from inbox.retention.sqlite import SqliteIds  # noqa: PLC0415 - one dialect is enough for one process
-
-    return SqliteIds(url, place, group)

@@ -17,7 +17,8 @@ from outbox.process.schedule import Chore, Schedule, attempt
 from outbox.tables import Place
 from relay.logs.contract import Log
 from relay.logs.retention import RetainingLog
-from relay.retention.contract import Kept, opened
+from relay.retention import opened
+from relay.retention.contract import Kept
 
 FEWEST = 2_000
 """Entries that one statement looks at, and deletes if it may."""

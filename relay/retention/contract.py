@@ -1,16 +1,11 @@
 """What retention asks of the outbox's database; one file a dialect answers."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
-from sqlalchemy import URL
-
 from outbox.message import Position
-from outbox.process.urls import dialect_of
-from outbox.tables import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +63,3 @@ class Entries(Protocol):
     def close(self) -> None:
         """Close the connection."""
         ...
-
-
-@contextmanager
-def opened(url: URL, place: Place, name: str) -> Iterator[Entries]:
-    """Open a connection to the outbox's entries; `name` is what the database shows of it.
-
-    Raises:
-        Unreachable: the database does not answer.
-    """
-    entries = _open(url, place, name)
-    try:
-        yield entries
-    finally:
-        entries.close()
-
-
-def _open(url: URL, place: Place, name: str) -> Entries:
-    if dialect_of(url) == "postgresql":
-        from relay.retention.postgresql import PostgresqlEntries  # noqa: PLC0415 - needs the extra
-
-        return PostgresqlEntries(url, place, name=name)
-    from relay.retention.sqlite import SqliteEntries  # noqa: PLC0415 - one dialect is enough for one process
-
-    return SqliteEntries(url, place)

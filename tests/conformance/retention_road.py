@@ -13,8 +13,9 @@ from outbox.tables import Place
 from relay import Relay
 from relay.logs.contract import LogOptions
 from relay.logs.registry import open_log
+from relay.retention import opened
 from relay.retention.chores import Chores, Outbox
-from relay.retention.contract import Batch, opened
+from relay.retention.contract import Batch
 
 DAY = timedelta(days=1)
 

@@ -15,9 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from inbox import Delivery, Inbox
-from inbox.retention import chores
+from inbox.retention import chores, opened
 from inbox.retention.chores import Chores, Group, too_short
-from inbox.retention.ids import opened
 from outbox.process.urls import parse_url
 from outbox.tables import Place
 from relay.logs.builtin import BuiltinLog
