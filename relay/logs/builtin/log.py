@@ -3,12 +3,15 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import timedelta
 
 from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError
 from outbox.message import Offset
 from outbox.process.database import connected
+from outbox.process.pace import Pace
 from outbox.process.urls import dialect_of, shown
+from relay.logs.builtin import retention
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
 from relay.logs.builtin.forgetting import forget_group
@@ -27,6 +30,7 @@ from relay.logs.contract import (
     ProducerIdentity,
     Record,
 )
+from relay.logs.retention import Unread
 
 TAIL_RECORDS = 500
 TAIL_BYTES = 4_000_000
@@ -196,6 +200,44 @@ class BuiltinLog:
                 if not anything:
                     yield None
                     time.sleep(TAIL_WAIT_SECONDS)
+
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
+        """Make a group known to retention; see `RetainingLog.enrol`."""
+        with self._retention() as tables:
+            return tables.enrol(group, topics)
+
+    def prune(self, pace: Pace) -> int:
+        """Delete old records that every group has read; see `RetainingLog.prune`."""
+        with self._retention() as tables:
+            return retention.prune(tables, pace)
+
+    def unread(self) -> Sequence[Unread]:
+        """Return what is kept although it is old; see `RetainingLog.unread`."""
+        with self._retention() as tables:
+            return retention.unread(tables.standing())
+
+    def retentions(self, topics: Sequence[str]) -> Mapping[str, timedelta | None]:
+        """Return for how long topics keep records; see `RetainingLog.retentions`."""
+        with self._retention() as tables:
+            found = tables.retentions(topics)
+        return {name: None if seconds is None else timedelta(seconds=seconds) for name, seconds in found.items()}
+
+    @contextmanager
+    def _retention(self) -> Iterator[retention.Retention]:
+        tables = self._open_retention()
+        try:
+            yield tables
+        finally:
+            tables.close()
+
+    def _open_retention(self) -> retention.Retention:
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.retention_postgresql import PostgresqlRetention  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlRetention(self.address)
+        from relay.logs.builtin.retention_sqlite import SqliteRetention  # noqa: PLC0415 - as above
+
+        return SqliteRetention(self.address)
 
     def close(self) -> None:
         """Nothing is held between calls."""
