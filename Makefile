@@ -2,6 +2,7 @@
 #
 #   make demo PYTHON=python3.13     with another Python
 #   make test ARGS="-k journal"     with options for pytest
+#   make bench ARGS="P3 P7 --scale 0.2"
 
 PYTHON   ?=
 ARGS     ?=
@@ -11,7 +12,7 @@ VERSION  ?= all
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test check format reference services stop-services clean
+.PHONY: help demo test bench check format reference services stop-services clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -22,6 +23,9 @@ demo: $(INSTALLED) ## watch the whole road for half a minute, with processes kil
 
 test: $(INSTALLED) ## every test, on the embedded PostgreSQL, SQLite, and the servers of `make services` that run
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+bench: $(INSTALLED) ## how fast it is, each figure beside its limit; minutes (docs/performance.md says what the parts are)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: $(INSTALLED) ## format, lint, import rules, types and the fast tests
 	$(BIN)/ruff format --check .

@@ -9,10 +9,11 @@ from benchmarks.handling import p4
 from benchmarks.latency import p5
 from benchmarks.measuring import Row
 from benchmarks.moving import p2, p6, p7
+from benchmarks.retention import retention
 from benchmarks.table import as_data, conditions, show
 from benchmarks.writing import p3
 
-PARTS = {"P2": p2, "P3": p3, "P4": p4, "P5": p5, "P6": p6, "P7": p7}
+PARTS = {"P2": p2, "P3": p3, "P4": p4, "P5": p5, "P6": p6, "P7": p7, "RETENTION": retention}
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         for part in [part.upper() for part in chosen.parts] or PARTS:
             for row in PARTS[part](ground, chosen.scale, chosen.rounds):
                 rows.append(row)
-                print(f"{row.number} {row.what}: {row.figure}", file=sys.stderr, flush=True)
+                print(f"{row.number:3} {row.what}: {row.figure}", file=sys.stderr, flush=True)
     if chosen.json:
         print(json.dumps(as_data(rows, about), indent=2))
     else:

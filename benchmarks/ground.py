@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from sqlalchemy import create_engine
@@ -30,7 +30,7 @@ class Ground:
         self._server = PostgresqlServer(settings=SETTINGS)
         self._made = 0
 
-    def __enter__(self) -> "Ground":
+    def __enter__(self) -> Self:
         self._server.start()
         return self
 
@@ -123,7 +123,8 @@ def fill_large(url: str, payloads: list[int]) -> None:
     with psycopg.connect(url) as connection:
         for size in payloads:
             connection.execute(
-                "insert into outbox (topic, key, payload, content_type) values (%s, %s, %s, 'application/octet-stream')",
+                "insert into outbox (topic, key, payload, content_type)"
+                " values (%s, %s, %s, 'application/octet-stream')",
                 (TOPIC, str(size), os.urandom(size)),
             )
             connection.commit()

@@ -71,9 +71,7 @@ def _pipelined(connection: Connection, deliveries: Iterable[Delivery[Any]]) -> N
         for delivery in deliveries:
             if not _called:
                 _called.append(time.perf_counter())
-            driver.execute(
-                "update account set balance = balance + 1 where id = %s", (int(delivery.message.key or 0),)
-            )
+            driver.execute("update account set balance = balance + 1 where id = %s", (int(delivery.message.key or 0),))
 
 
 def _batches(records: Iterator[Record | None]) -> Iterator[list[Delivery[Any]]]:

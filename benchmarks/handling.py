@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.ground import Ground, KEYS, fill, refuse_wrong_log, run, value
+from benchmarks.ground import KEYS, Ground, fill, refuse_wrong_log, run, value
 from benchmarks.measuring import Row, Sample, in_turns, rate_row
 from benchmarks.moving import fresh_name
 from benchmarks.processes import measured

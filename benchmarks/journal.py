@@ -14,7 +14,7 @@ PRUNE_EVERY = 1_000
 
 
 def take_steps(url: str, name: str, steps: int) -> str:
-    """Register a relay at the oldest entry and take so many steps, as an hour's idle renewals would; return its name."""
+    """Register a relay at the oldest entry and let it take so many steps, as hours of work do; return its name."""
     database = open_database(parse_url(url), Place(), name=name, lease_seconds=30)
     with closing(open_log(url, LogOptions(None, ""))) as log:
         registration, _ = register(database, name=name, topics="*", log=log.identity(), latest=False)

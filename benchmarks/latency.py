@@ -86,7 +86,7 @@ def _warmed_up(database: str, table: str) -> None:
     """Wait until a first message has come through: the process is there."""
     run(database, "insert into outbox (topic, key, payload) values ('orders', 'warm', 'warm')")
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not run(database, f"select from {table} where key = 'warm'"):
+    while not run(database, f"select 1 from {table} where key = 'warm'"):
         if time.monotonic() > deadline:
             raise AssertionError(f"nothing came into {table}")
         time.sleep(0.05)

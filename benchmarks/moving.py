@@ -138,9 +138,7 @@ def p6(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:  # noqa: ARG
         (f"{len(sizes):,} of 100 kB and 900 kB", large, len(sizes)),
     ):
         for where, log in (("own database", database), ("another database", ground.database())):
-            sample = measured(
-                ground, amount, "relay", memory=True, database=database, log=log, name=fresh_name()
-            )
+            sample = measured(ground, amount, "relay", memory=True, database=database, log=log, name=fresh_name())
             refuse_wrong_log(log, amount)
             yield _memory_row(f"{what}, {where}", sample)
     ground.drop(small, large)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -43,12 +44,12 @@ class _Lease(logging.Handler):
             self.taken = time.perf_counter()
 
 
-def relay(database: str, log: str, name: str, start: str = "earliest") -> float | None:
+def relay(database: str, log: str, name: str, start: str = "earliest", retain_days: int = 1) -> float | None:
     """Move all there is, by the relay; return when it had its lease."""
     lease = _Lease()
     logging.getLogger("relay").addHandler(lease)
     logging.getLogger("relay").setLevel(logging.INFO)
-    Relay(database, log, name=name, start=start).run(once=True)
+    Relay(database, log, name=name, start=start, retain=timedelta(days=retain_days)).run(once=True)
     return lease.taken
 
 
