@@ -169,9 +169,11 @@ class PostgresqlAppender:
 
     def abort(self) -> None:
         """End the connection under whoever waits on it."""
-        if self._opened is not None and not self._opened.closed:
-            with suppress(OSError), socket.socket(fileno=os.dup(self._opened.fileno())) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
+        if self._opened is None:
+            return
+        # Its other thread may find the connection closed at the same moment.
+        with suppress(OSError, OutboxError), translated(), socket.socket(fileno=os.dup(self._opened.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
