@@ -81,10 +81,11 @@ class Standing:
         self.database.close()
 
 
-def crash_before_the_log_has_it(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def crash_before_the_log_has_it(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch, entries: int = 100) -> None:
     """Leave a chunk open in the outbox of which the log has nothing."""
     standing = Standing(pair)
     mover = standing.opened()
+    mover._limits = Limits(entries=entries)
 
     def lost(*_: object) -> None:
         raise Retryable("the connection is lost")
@@ -160,6 +161,17 @@ def test_a_chunk_that_the_log_does_not_have_is_sent_again_by_its_bounds(
     drain(pair)
     assert by_key(pair[1]) == {"k": wanted}
     assert rows(pair[1], "select number from log_chunk order by step desc limit 1") == [(2,)]
+
+
+def test_of_a_window_no_more_is_sent_again_than_was_open(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
+    """INVARIANT I1: the window holds more than the chunk that was open; its bounds are those that were saved."""
+    wanted = some(pair, 0, 5)
+    crash_before_the_log_has_it(pair, monkeypatch, entries=3)
+    assert rows(pair[0], BEGUN) == [(0, 3, 3)]
+    drain(pair)
+    first = "select distinct open_last, open_entries from relay_checkpoint where chunk = 0 and open_last is not null"
+    assert rows(pair[0], first) == [(3, 3)]
+    assert by_key(pair[1]) == {"k": wanted}
 
 
 def test_a_chunk_that_the_log_has_is_not_sent_again(pair: tuple[str, str]):
