@@ -20,6 +20,7 @@ from relay.database.contract import OutboxDatabase
 from relay.logs.builtin.producer import BuiltinProducer
 from relay.logs.registry import open_log
 from relay.move.contract import Mover, Work
+from relay.move.numbered import NumberedMover
 from relay.reader.contract import Limits
 from relay.registration import forget, register
 from relay.status import status
@@ -354,16 +355,20 @@ def test_a_log_that_came_into_the_outboxs_own_database_settles_what_was_open(ser
     assert by_key(served[0]) == {"k": wanted}
 
 
-def test_stopping_saves_what_was_moved(pair: tuple[str, str]):
-    some(pair, 0, 5)
-    stop = threading.Event()
-    relay = threading.Thread(target=lambda: Relay(*pair).run(stop=stop))
-    relay.start()
-    wait_until(lambda: len(payloads(pair[1])) == 5, "it is moved")
-    stop.set()
-    relay.join(30)
-    assert not relay.is_alive()
+def test_stopping_waits_for_what_is_on_its_way_and_saves_it(pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
+    wanted = some(pair, 0, 5)
+    stop, step = threading.Event(), NumberedMover.step
+
+    def stop_at_the_first_chunk(self: NumberedMover) -> Any:
+        moved = step(self)
+        if self._sent is not None:
+            stop.set()
+        return moved
+
+    monkeypatch.setattr(NumberedMover, "step", stop_at_the_first_chunk)
+    Relay(*pair).run(stop=stop)
     assert rows(pair[0], BEGUN) == [(1, None, None)]
+    assert by_key(pair[1]) == {"k": wanted}
 
 
 LOG_TABLES = ("identity", "topic", "record", "chunk", "group", "member", "group_lease", "group_offset")
