@@ -46,6 +46,15 @@ def run(
     once: Annotated[
         bool, option("inbox", "--once", "End when what the log held at the start is handled, or is a live member's.")
     ] = False,
+    concurrency: Annotated[
+        int,
+        option(
+            "inbox",
+            "--concurrency",
+            "How many messages are handled at a time, for slow handlers; the order of a key is kept. PostgreSQL only.",
+            metavar="N",
+        ),
+    ] = 1,
     group: Annotated[
         str | None, option("inbox", "--group", "Instead of the group that the Inbox names.", metavar="NAME")
     ] = None,
@@ -70,7 +79,16 @@ def run(
     inbox = load_inbox(module)
     refuse_other_place(inbox.place, schema, prefix)
     with stopping() as stop:
-        inbox.run(database_url, log_url, once=once, group=group, start=start.value, stop=stop, wait=wait)
+        inbox.run(
+            database_url,
+            log_url,
+            once=once,
+            concurrency=concurrency,
+            group=group,
+            start=start.value,
+            stop=stop,
+            wait=wait,
+        )
 
 
 @app.command()
@@ -99,6 +117,29 @@ def status(
     print_table(_STATUS, [{**one, "lag_messages": _total(one["lag_messages"])} for one in groups])
     if not groups:
         logger.info("no group is registered yet: `inbox run` does so")
+
+
+@app.command()
+def forget(
+    group: Annotated[str, Argument(help="The group's name.", metavar="GROUP")],
+    *,
+    database: Database = None,
+    log: Annotated[
+        str | None, option("inbox", "--log", "The log: there the group's members are seen, if any.", metavar="URL")
+    ] = None,
+    schema: Schema = None,
+    prefix: Prefix = None,
+    config: Config = None,
+    wait: Wait = 10.0,
+    debug: Debug = False,
+    version: Version = False,
+) -> None:
+    """Delete what a group remembers and how far it is; refused while a member is alive. Later it is a new group."""
+    from inbox.forgetting import forget as forget_group
+
+    database_url, log_url = options.required_database(database), options.required_log(log, "inbox")
+    forget_group(database_url, log_url, group, schema=schema, prefix=prefix or "", wait=wait)
+    logger.info("group %s is forgotten", group)
 
 
 def main() -> None:

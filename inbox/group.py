@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from inbox.claims import Limits, dialect_for
 from inbox.first_time import FirstTime
 from inbox.handlers import Handlers, handler_of
+from inbox.hands.many import Worker
 from inbox.loop import Loop, Manner
 from inbox.registration import Registration
 from inbox.transactions import EventLoopTransactions, Target, ThreadTransactions, Transactions
@@ -26,6 +28,9 @@ from relay.logs.contract import Log, LogOptions
 from relay.logs.registry import open_log
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+MOST_CONCURRENCY = 500
+"""Each handler that runs at the same time has a connection to the database."""
 
 _running: set[str] = set()
 _running_lock = threading.Lock()
@@ -122,6 +127,7 @@ class Inbox:
         log: str,
         *,
         once: bool = False,
+        concurrency: int = 1,
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         stop: threading.Event | None = None,
@@ -129,13 +135,15 @@ class Inbox:
     ) -> None:
         """Handle messages until told to stop.
 
-        Handlers made by `def` run in a thread of their own, one at a time; `async def` handlers on an event loop that
-        is made for them (see `run_async` for one's own).
+        Handlers made by `def` run in threads of their own, one at a time unless `concurrency` says more; `async def`
+        handlers on an event loop that is made for them (see `run_async` for one's own).
 
         Args:
             database: URL of the handlers' database.
             log: URL of the log.
             once: end when each partition is read to the end it had when first seen, or belongs to a live member.
+            concurrency: how many messages are handled at a time, each in a transaction and connection of its own; the
+                order of a key is kept. For slow handlers, on PostgreSQL; with 1, messages share transactions.
             group: another name for the group.
             start: where a group begins that is not registered yet.
             stop: set it to end; what is in hand is finished first.
@@ -148,12 +156,17 @@ class Inbox:
             Unreachable: under `once`, the database or the log was away for longer than `wait`.
         """
         if self._handlers.asynchronous:
-            asyncio.run(self.run_async(database, log, once=once, group=group, start=start, stop=stop, wait=wait))
+            asyncio.run(
+                self.run_async(
+                    database, log, once=once, concurrency=concurrency, group=group, start=start, stop=stop, wait=wait
+                )
+            )
             return
+        _refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
         with _only_once(name), _opened(log, self.place) as opened:
-            self._loop(opened, name, target, ThreadTransactions(target), manner).run()
+            self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency).run()
 
     async def run_async(
         self,
@@ -161,6 +174,7 @@ class Inbox:
         log: str,
         *,
         once: bool = False,
+        concurrency: int = 1,
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         stop: threading.Event | None = None,
@@ -177,11 +191,19 @@ class Inbox:
         """
         if not self._handlers.asynchronous:
             raise ConfigurationError("run_async is for async def handlers: call run")
+        _refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
         with _only_once(name), _opened(log, self.place) as opened:
-            transactions = EventLoopTransactions(target, asyncio.get_running_loop())
-            loop = self._loop(opened, name, target, transactions, manner)
+            here = asyncio.get_running_loop()
+            loop = self._loop(
+                opened,
+                name,
+                target,
+                connect=lambda one: EventLoopTransactions(one, here),
+                manner=manner,
+                concurrency=concurrency,
+            )
             running = asyncio.ensure_future(asyncio.to_thread(loop.run))
             try:
                 await asyncio.shield(running)
@@ -217,18 +239,38 @@ class Inbox:
             raise ConfigurationError(f"group {name!r} has no handlers: decorate functions with @inbox.handler(topic)")
         url = parse_url(database)
         limits = Limits(self._handlers.timeout_seconds, wait)
-        return name, Target(url, dialect_for(url, self.place, name), limits)
+        return name, Target(url, dialect_for(url, self.place, name), limits, self.place)
 
-    def _loop(self, log: Log, name: str, target: Target, transactions: Transactions, manner: Manner) -> Loop:
-        registration = Registration(self._tables.inbox_offset, name)
+    def _loop(
+        self,
+        log: Log,
+        name: str,
+        target: Target,
+        *,
+        connect: Callable[[Target], Transactions],
+        manner: Manner,
+        concurrency: int,
+    ) -> Loop:
+        workers = []
+        if concurrency > 1:
+            others = target.dialect.others(concurrency)
+            workers = [Worker(connect(replace(target, dialect=other)), other) for other in others]
         return Loop(
             log,
             name,
             self._handlers,
-            transactions=transactions,
+            transactions=connect(target),
             target=target,
-            registration=registration,
+            registration=Registration(self._tables.inbox_offset, name),
             manner=manner,
+            workers=workers,
+        )
+
+
+def _refuse_count(concurrency: int) -> None:
+    if not 1 <= concurrency <= MOST_CONCURRENCY:
+        raise ConfigurationError(
+            f"concurrency {concurrency} cannot be: from 1 to {MOST_CONCURRENCY}, each with a connection of its own"
         )
 
 

@@ -15,6 +15,8 @@ from relay.logs.contract import Batch, Partition, Record
 
 GOAL_SECONDS = 1.0
 """How long the transaction of a batch is to take; the number of records in it follows."""
+DEPTH = 2
+"""How many batches a lane takes before its partition is paused."""
 FIRST_SIZE = 64
 MOST = 10_000
 BACKOFF = RetryPolicy(attempts=2**31, first_seconds=0.05, most_seconds=2.0)
@@ -79,11 +81,17 @@ class Lane:
     due: float = 0.0
     reason: str | None = None
     _runs: deque[_Run] = field(default_factory=deque)
+    _missed: bool = False
     _size: int = FIRST_SIZE
     _attempt: int = 1
     _faults: int = 0
     _alone_to: Offset = _FIRST
     _handed_to: Offset = _FIRST
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the partition is to be paused."""
+        return self.reason is not None or self.depth >= DEPTH
 
     @property
     def depth(self) -> int:
@@ -105,7 +113,12 @@ class Lane:
         if batch.begin == self.end and not self.stale:
             self._runs.append(_Run(batch.end, batch.records))
         else:
-            self.stale = True
+            # The log has gone on behind this batch: only a seek brings it back.
+            self.stale = self._missed = True
+
+    def is_through(self, goal: Offset) -> bool:
+        """Return whether all below `goal` is handled, or the partition has stopped."""
+        return self.reason is not None or self.claim.end >= goal
 
     def next(self) -> Segment:
         """Return what is to be handled in the next transaction."""
@@ -145,7 +158,7 @@ class Lane:
             return Verdict.ONE_BY_ONE
         delay = None if isinstance(error, MessageAtFault) else policy.delay(segment.attempt, random)
         if delay is None:
-            self.reason = _words(segment, record, error)
+            self.reason = stopped_words(segment, record, error)
             return Verdict.STOPPED
         if isinstance(error, Retry) and error.after is not None:
             delay = error.after.total_seconds()
@@ -163,8 +176,8 @@ class Lane:
 
     def rewind(self, claim: Claim) -> bool:
         """Go on from the newest claim; return False when the records have to be fetched again from there."""
-        covered = self.claim.end <= claim.end <= self.end
-        self.stale = False
+        covered = not self._missed and self.claim.end <= claim.end <= self.end
+        self.stale = self._missed = False
         if not covered:
             self._runs.clear()
         self._advance(claim)
@@ -200,7 +213,8 @@ def is_over(seconds: float) -> bool:
     return seconds > BATCH_SECONDS
 
 
-def _words(segment: Segment, record: Record, error: BaseException) -> str:
+def stopped_words(segment: Segment, record: Record, error: BaseException) -> str:
+    """Say which message stops its partition, why, and what to do."""
     if isinstance(error, MessageAtFault):
         why = f"was rejected ({type(error).__name__}: {error})"
     else:

@@ -1,4 +1,4 @@
-"""What a group member has been given: the lanes of its partitions, and how far each is to be read under `once`."""
+"""What a group member has been given: its partitions, and how far each is to be read under `once`."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from inbox.claims import Claim
-from inbox.lane import Lane
+from inbox.hands import Hands
 from inbox.registration import Registration, refuse_holes
 from outbox.message import Offset
-from relay.logs.contract import Bounds, Log, Partition, Record
+from relay.logs.contract import Bounds, Log, Partition
 
 T = TypeVar("T")
 
@@ -28,10 +28,6 @@ class Member(Protocol):
         """Ask the log, as often and as long as it takes."""
         ...
 
-    def finish(self, partitions: Collection[Partition]) -> None:
-        """Wait until nothing of these partitions is in hand."""
-        ...
-
 
 class Membership:
     """Listens to the consumer: registers what is new, and begins each lane at its newest claim."""
@@ -39,21 +35,20 @@ class Membership:
     def __init__(
         self,
         member: Member,
+        hands: Hands,
         log: Log,
         topics: Sequence[str],
         registration: Registration,
         *,
         latest: bool,
-        is_alone: Callable[[Record], bool],
     ) -> None:
-        self.lanes: dict[Partition, Lane] = {}
         self.goals: dict[Partition, Offset] = {}
         self._member = member
+        self._hands = hands
         self._log = log
         self._topics = topics
         self._registration = registration
         self._latest = latest
-        self._is_alone = is_alone
 
     def register(self) -> None:
         """Register the group with what is there now, also while another member has the partitions.
@@ -78,20 +73,19 @@ class Membership:
         claims = self._member.persist(lambda connection: self._resume(connection, partitions, held))
         refuse_holes(self._registration.group, claims, held)
         for partition, claim in claims.items():
-            self.lanes[partition] = Lane(partition, claim, self._is_alone)
+            self._hands.take(partition, claim)
             self.goals.setdefault(partition, held[partition].end if partition in held else claim.end)
         return {partition: claim.end for partition, claim in claims.items()}
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what is in hand of these partitions, and forget the rest."""
-        self._member.finish(partitions)
-        for partition in partitions:
-            self.lanes.pop(partition, None)
+        self._hands.finish(partitions)
+        self._hands.drop(partitions)
 
     def is_through(self, assignment: Collection[Partition]) -> bool:
         """Return whether each partition that is ours was read to the end it had when first seen, or has stopped."""
-        ours = [lane for partition, lane in self.lanes.items() if partition in assignment]
-        return all(lane.reason is not None or lane.claim.end >= self.goals[lane.partition] for lane in ours)
+        ours = [lane for partition, lane in self._hands.lanes.items() if partition in assignment]
+        return all(lane.is_through(self.goals[lane.partition]) for lane in ours)
 
     def _held(self) -> Mapping[Partition, Bounds]:
         return self._member.ask(lambda: self._log.partitions(self._topics))

@@ -7,15 +7,17 @@ the claims were pruned, it would hand out everything a second time. The group's 
 import logging
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, update
 
-from inbox.claims import Claim
+from inbox.claims import Claim, forgotten_words
 from outbox.errors import Forgotten, Permanent
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 
 REGISTRATION = -1
 _GROUP = Partition("", "", REGISTRATION)
+_BEING_FORGOTTEN = "(being forgotten)"
+"""Stands as topic in the group's own row, which has none; no topic's name has such characters."""
 
 _logger = logging.getLogger("inbox")
 
@@ -56,10 +58,7 @@ class Registration:
             .limit(1)
         ).one_or_none()
         if row is None:
-            raise Forgotten(
-                f"group {self.group!r} is no longer registered for topic {partition.topic!r}: it was forgotten, or the "
-                "topic was made anew; start the inbox again to register it"
-            )
+            raise Forgotten(forgotten_words(self.group, partition.topic))
         return Claim(row.step, Offset(row.end_offset))
 
     def prune(self, connection: Connection, partition: Partition, claim: Claim, low: int) -> None:
@@ -67,10 +66,37 @@ class Registration:
         step = self._offsets.c.step
         connection.execute(delete(self._offsets).where(*self._of(partition), step >= low, step < claim.step))
 
+    def begin_to_forget(self, connection: Connection) -> None:
+        """Delete claims and registrations; what stays is the group's own row, by which nobody can register meanwhile.
+
+        Raises:
+            Fenced: the group is registered for the first time at this moment: try again.
+        """
+        group, offsets = self._of(_GROUP), self._offsets
+        # The group's row first: whoever registers waits for it, and finds the mark.
+        if not connection.execute(update(offsets).where(*group).values(topic=_BEING_FORGOTTEN)).rowcount:
+            connection.execute(insert(offsets).values(self._row(_GROUP, 0, Offset(0)) | {"topic": _BEING_FORGOTTEN}))
+        rest = delete(offsets).where(
+            offsets.c.consumer_group == self.group, offsets.c.incarnation != _GROUP.incarnation
+        )
+        # Again until none is left: a consumer that held the newest claim while we waited for it has made one more.
+        while connection.execute(rest).rowcount:
+            pass
+
+    def end_to_forget(self, connection: Connection) -> None:
+        """Delete the mark: the group can be registered anew."""
+        connection.execute(delete(self._offsets).where(*self._of(_GROUP), self._offsets.c.topic == _BEING_FORGOTTEN))
+
     def _lock_group(self, connection: Connection) -> bool:
         """Let registrations of one group come one after the other; return whether this is the first."""
-        known = select(self._offsets.c.step).where(*self._of(_GROUP)).with_for_update()
-        if connection.execute(known).first() is not None:
+        known = select(self._offsets.c.topic).where(*self._of(_GROUP)).with_for_update()
+        found = connection.execute(known).one_or_none()
+        if found is not None and found.topic == _BEING_FORGOTTEN:
+            raise Permanent(
+                f"group {self.group!r} is being forgotten, and some of what it remembers is gone already: let "
+                f"`inbox forget {self.group}` come to its end, then start again"
+            )
+        if found is not None:
             return False
         # Two first registrations at once: the second finds the row, fails, and is repeated.
         connection.execute(insert(self._offsets).values(self._row(_GROUP, 0, Offset(0))))

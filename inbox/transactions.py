@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from inbox.claims import Dialect, Limits
 from inbox.lending import Gate, Lent
 from outbox.process.urls import with_driver
+from outbox.tables.names import Place
 
 T = TypeVar("T")
 Work = Callable[[Lent], T]
@@ -51,6 +52,7 @@ class Target:
     url: URL
     dialect: Dialect
     limits: Limits
+    place: Place
 
     def driver_url(self, *, asynchronous: bool) -> URL:
         """Return the URL for SQLAlchemy."""
@@ -113,6 +115,7 @@ class EventLoopTransactions:
         self._target = target
         self._loop = loop
         self._gate = Gate()
+        self._turn = asyncio.Lock()
         self._connection: AsyncConnection | None = None
         self._engine = create_async_engine(
             target.driver_url(asynchronous=True),
@@ -131,6 +134,11 @@ class EventLoopTransactions:
         asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
 
     async def _run(self, work: Work[T]) -> T:
+        # One after the other, as in a thread: while one waits for the server, the event loop would begin the next.
+        async with self._turn:
+            return await self._transact(work)
+
+    async def _transact(self, work: Work[T]) -> T:
         dialect, limits = self._target.dialect, self._target.limits
         if self._connection is None:
             with dialect.translated(self._target.url):

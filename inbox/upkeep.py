@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from sqlalchemy import Connection
 
 from inbox.claims import Dialect
-from inbox.lane import Lane
+from inbox.hands import Track
 from inbox.registration import Registration
 from outbox.errors import Retryable
 from outbox.message import Offset
@@ -33,7 +33,7 @@ class Upkeep:
         registration: Registration,
         dialect: Dialect,
         *,
-        lanes: Mapping[Partition, Lane],
+        lanes: Mapping[Partition, Track],
         attempt: Try,
     ) -> None:
         self._consumer = consumer
@@ -49,7 +49,7 @@ class Upkeep:
         self._report_due = self._prune_due = time.monotonic()
 
     def look(self, *, idle: bool) -> None:
-        """Do what is due; what needs the database only while no segment is in hand."""
+        """Do what is due; what needs the database only while our connection there is free."""
         now = time.monotonic()
         self._say(now)
         if now >= self._report_due:
@@ -87,7 +87,7 @@ class Upkeep:
                 return
             self._pruned[partition] = claim.step
 
-    def _prune(self, connection: Connection, partition: Partition, lane: Lane, low: int) -> None:
+    def _prune(self, connection: Connection, partition: Partition, lane: Track, low: int) -> None:
         with self._dialect.translated():
             self._dialect.hurry(connection)
             self._registration.prune(connection, partition, lane.claim, low)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from inbox.claims import SLACK_SECONDS, Dialect, Identity, Taking
+from inbox.claims import SLACK_SECONDS, Dialect, Identity, MessageDialect, Taking
 from inbox.delivery import Delivery
 from inbox.handlers import Handler, Handlers
 from inbox.lane import Segment, is_over
@@ -57,7 +57,7 @@ def plan(records: Sequence[Record], handlers: Handlers) -> Plan:
     repeats = ignored = 0
     for record in records:
         handler = handlers.for_message(record.message)
-        identity = (record.message.source or "", record.message.id)
+        identity = _identity(record)
         if handler is None:
             ignored += 1
         elif identity in firsts:
@@ -92,12 +92,35 @@ def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -
             # Handlers that call others and no SQL leave the session idle, and the server ends idle sessions.
             lent.connection.execute(_NOTHING)
             heard = now
-        try:
-            lent.call(handler, _delivery(segment, record, handler))
-        except Exception as error:
-            raise HandlerFailed(record, handler.retry) from error
+        _call(lent, segment, record, handler)
         handled += 1
     return time.monotonic() - begun
+
+
+def handle_one(lent: Lent, segment: Segment, handlers: Handlers, dialect: MessageDialect) -> bool:
+    """Insert the id of the segment's one message, and hand it to its handler; return False when it was handled before.
+
+    Raises:
+        Forgotten: the group is no longer registered.
+        HandlerFailed: the handler raised.
+    """
+    (record,) = segment.records
+    handler = handlers.for_message(record.message)
+    if handler is None or not dialect.remember(lent.connection, segment.partition, record.offset, _identity(record)):
+        return False
+    _call(lent, segment, record, handler)
+    return True
+
+
+def _call(lent: Lent, segment: Segment, record: Record, handler: Handler) -> None:
+    try:
+        lent.call(handler, _delivery(segment, record, handler))
+    except Exception as error:
+        raise HandlerFailed(record, handler.retry) from error
+
+
+def _identity(record: Record) -> Identity:
+    return record.message.source or "", record.message.id
 
 
 def _order(identity: Identity) -> tuple[str, int]:

@@ -79,6 +79,7 @@ class Taking:
         identities: of the messages that have a handler, each once, sorted (two that sort alike cannot deadlock).
         repeats: how many more records of the run are of these messages.
         ignored: how many have no handler.
+        handled: how many were handled already, in transactions of their own.
     """
 
     partition: Partition
@@ -87,6 +88,7 @@ class Taking:
     identities: Sequence[Identity]
     repeats: int
     ignored: int
+    handled: int = 0
 
 
 class Dialect(Protocol):
@@ -129,6 +131,14 @@ class Dialect(Protocol):
         """
         ...
 
+    def others(self, count: int) -> "Sequence[MessageDialect]":
+        """Return the dialects of so many more connections of this process, which handle messages side by side.
+
+        Raises:
+            ConfigurationError: a database with one writer at a time.
+        """
+        ...
+
     def hurry(self, connection: Connection) -> None:
         """Let this transaction give up soon when somebody else holds a lock."""
         ...
@@ -155,6 +165,28 @@ class Dialect(Protocol):
     def is_timeout(self, error: BaseException) -> bool:
         """Return whether the database ended a statement or session because it took too long."""
         ...
+
+
+class MessageDialect(Dialect, Protocol):
+    """What a connection needs that handles one message a transaction, and leaves the claims to another."""
+
+    def remember(self, connection: Connection, partition: Partition, offset: Offset, identity: Identity) -> bool:
+        """Insert a message's id; return whether it is new: not there, and not below the partition's newest claim.
+
+        Waits for a twin that inserts the same id. Until the transaction ends, the group cannot be forgotten.
+
+        Raises:
+            Forgotten: the group is not registered for this topic any more.
+        """
+        ...
+
+
+def forgotten_words(group: str, topic: str) -> str:
+    """Say that a group has no registration any more."""
+    return (
+        f"group {group!r} is no longer registered for topic {topic!r}: it was forgotten, or the topic was made anew; "
+        "start the inbox again to register it"
+    )
 
 
 def dialect_for(url: URL, place: Place, group: str) -> Dialect:

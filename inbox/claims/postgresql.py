@@ -1,7 +1,7 @@
 """Claims on PostgreSQL: one statement, by data dependency; and what a session must be set to."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -11,10 +11,12 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.claims import Identity, Limits, Taking
-from outbox.errors import ConfigurationError, Fenced
+from inbox.claims import Identity, Limits, Taking, forgotten_words
+from outbox.errors import ConfigurationError, Fenced, Forgotten
+from outbox.message import Offset
 from outbox.process.postgresql import refuse_pooler, translate
 from outbox.tables.names import Place
+from relay.logs.contract import Partition
 
 _PASSING = ("40001", "40P01", "55P03", "08", "57P")
 _TIMED_OUT = ("57014", "25P03", "25P04")
@@ -46,7 +48,7 @@ with current as (
     insert into {inbox_offset} (
         consumer_group, incarnation, partition, step, topic, begin_offset, end_offset, handled, duplicates, ignored)
     select :consumer_group, :incarnation, :partition, current.step + 1, :topic, current.end_offset, :end_offset,
-        current.handled + counted.handled,
+        current.handled + counted.handled + :handled,
         current.duplicates + :asked - counted.handled + :repeats,
         current.ignored + :ignored
     from current cross join counted
@@ -58,10 +60,36 @@ select next.step, pg_backend_pid() as backend, case when counted.handled < :aske
 from next cross join counted
 """
 
+# Why each line stands:
+# - registered: `forget` waits for this lock, so that no id comes behind its back; key share, which others can have too.
+#   A registration row and no claim: claims are locked by who makes the next one, for as long as handlers take.
+# - newest: what lies below it was handled, also where its id is pruned by now: a consumer may be stopped for weeks.
+_REMEMBER = """
+with registered as (
+    select step from {inbox_offset}
+    where consumer_group = :consumer_group and incarnation = :incarnation and partition = -1
+    order by step limit 1
+    for key share
+), newest as (
+    select end_offset from {inbox_offset}
+    where consumer_group = :consumer_group and incarnation = :incarnation and partition = :partition
+    order by step desc limit 1
+), fresh as (
+    insert into {inbox} (consumer_group, source, message_id)
+    select :consumer_group, :source, cast(:message_id as uuid)
+    from registered cross join newest where newest.end_offset <= :offset
+    on conflict do nothing
+    returning 1 as one
+)
+select (select count(*) from registered) as registered, (select count(*) from fresh) as fresh,
+    pg_backend_pid() as backend
+"""
+
 # A stopped process can hold its transaction where no time-out of the server ends it: inside a large answer, for one.
 _END_STUCK = """
 select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
 where application_name = :name and datname = current_database() and pid <> pg_backend_pid()
+    and pid <> all(cast(:own as integer[]))
     and xact_start < clock_timestamp() - make_interval(secs => :seconds)
 """
 
@@ -69,12 +97,16 @@ where application_name = :name and datname = current_database() and pid <> pg_ba
 class PostgresqlDialect:
     """What a group's claims need from PostgreSQL."""
 
-    def __init__(self, place: Place, group: str) -> None:
+    def __init__(self, place: Place, group: str, sessions: dict[int, int] | None = None) -> None:
         self._group = group
         self._name = session_name(place, group)
         self._take = text(_TAKE.format(inbox=place.sql("inbox"), inbox_offset=place.sql("inbox_offset")))
         self._tables = [text(f"select 1 from {place.sql(table)} where false") for table in ("inbox", "inbox_offset")]
+        self._remember = text(_REMEMBER.format(inbox=place.sql("inbox"), inbox_offset=place.sql("inbox_offset")))
+        self._place = place
         self._backend: int | None = None
+        # The sessions of this process, by dialect.
+        self._sessions: dict[int, int] = {} if sessions is None else sessions
 
     def examine(self, url: URL) -> None:
         """Refuse a transaction pooler: the settings of a session get lost there, and its name."""
@@ -137,20 +169,50 @@ class PostgresqlDialect:
             row = connection.execute(self._take, self._parameters(taking)).one_or_none()
         if row is None:
             raise Fenced(f"another consumer of group {self._group!r} has handled {taking.partition.topic} further")
-        if row.backend != self._backend:
-            raise ConfigurationError("another server session answered: connect to the database itself, not to a pool")
+        self._refuse_another_session(row.backend)
         if row.handled == len(taking.identities):
             return None
         return frozenset(_identity(one) for one in row.fresh or ())
+
+    def others(self, count: int) -> Sequence["PostgresqlDialect"]:
+        """Return the dialects of so many more connections: each knows its own session, and which ones are ours."""
+        return [PostgresqlDialect(self._place, self._group, self._sessions) for _ in range(count)]
+
+    def remember(self, connection: Connection, partition: Partition, offset: Offset, identity: Identity) -> bool:
+        """Insert a message's id; return whether it is new.
+
+        Raises:
+            Forgotten: there is no registration.
+        """
+        source, message_id = identity
+        parameters = {
+            "consumer_group": self._group,
+            "incarnation": partition.incarnation,
+            "partition": partition.number,
+            "offset": offset,
+            "source": source,
+            "message_id": message_id.hex,
+        }
+        with self.translated():
+            row = connection.execute(self._remember, parameters).one()
+        self._refuse_another_session(row.backend)
+        if not row.registered:
+            raise Forgotten(forgotten_words(self._group, partition.topic))
+        return bool(row.fresh)
+
+    def _refuse_another_session(self, backend: int) -> None:
+        if backend != self._backend:
+            raise ConfigurationError("another server session answered: connect to the database itself, not to a pool")
 
     def hurry(self, connection: Connection) -> None:
         """Bound the waits for locks in this transaction."""
         connection.execute(text(f"set local lock_timeout = '{_PRUNE_LOCK}'"))
 
     def end_stuck(self, connection: Connection, limits: Limits) -> int:
-        """End sessions of this group whose transaction is older than the handler's time-out."""
+        """End sessions of this group, but none of ours, whose transaction is older than the handler's time-out."""
         with self.translated():
-            parameters = {"name": self._name, "seconds": limits.handler_seconds}
+            own = list(self._sessions.values())
+            parameters = {"name": self._name, "seconds": limits.handler_seconds, "own": own}
             return int(connection.scalar(text(_END_STUCK), parameters) or 0)
 
     @contextmanager
@@ -195,13 +257,14 @@ class PostgresqlDialect:
             "asked": len(taking.identities),
             "repeats": taking.repeats,
             "ignored": taking.ignored,
+            "handled": taking.handled,
         }
 
     def _examine(self, connection: Connection) -> None:
         seen = connection.execute(text("select pg_is_in_recovery() as standby, pg_backend_pid() as backend")).one()
         if seen.standby:
             raise ConfigurationError("this is a standby, which cannot be written to: connect to the primary")
-        self._backend = seen.backend
+        self._backend = self._sessions[id(self)] = seen.backend
 
 
 def session_name(place: Place, group: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from inbox.claims import Identity, Limits, Taking
+from inbox.claims import Identity, Limits, MessageDialect, Taking
 from outbox.errors import ConfigurationError, Fenced
 from outbox.process.sqlite import MINIMUM, translate
 from outbox.tables.names import Place
@@ -119,7 +119,7 @@ class SqliteDialect:
             asked = json.dumps([(source, message_id.hex) for source, message_id in taking.identities])
             rows = connection.execute(self._fresh, {"consumer_group": self._group, "identities": asked}).all()
             counts = {
-                "handled": current.handled + len(rows),
+                "handled": current.handled + len(rows) + taking.handled,
                 "duplicates": current.duplicates + len(taking.identities) - len(rows) + taking.repeats,
                 "ignored": current.ignored + taking.ignored,
             }
@@ -127,6 +127,17 @@ class SqliteDialect:
         if len(rows) == len(taking.identities):
             return None
         return frozenset((source, UUID(message_id)) for source, message_id in rows)
+
+    def others(self, count: int) -> Sequence[MessageDialect]:  # noqa: ARG002 - none, however many are asked for
+        """Refuse: one file has one writer.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "SQLite has one writer at a time, so more than one handler at a time would only wait for one another: "
+            "leave --concurrency out, or keep the handlers' tables in PostgreSQL"
+        )
 
     def hurry(self, connection: Connection) -> None:
         """Nothing: there are no locks inside the file."""

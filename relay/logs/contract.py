@@ -282,6 +282,16 @@ class Log(Protocol):
         """Return the offsets that the group has reported."""
         ...
 
+    def forget(self, group: str) -> bool:
+        """Let go of a group: its committed offsets and its members that are gone; return whether it was known.
+
+        Durable when it returns: yes. Partial failure: none, it is all or nothing. Again: returns False.
+
+        Raises:
+            Permanent: a member of the group is alive; the words name it, and nothing is deleted.
+        """
+        ...
+
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
         """Return the partitions of those of the topics that exist, and what each holds."""
         ...

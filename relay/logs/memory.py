@@ -13,7 +13,7 @@ from itertools import count
 from urllib.parse import parse_qs, unquote, urlsplit
 from uuid import UUID, uuid4
 
-from outbox.errors import ConfigurationError, Fenced, Retryable
+from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable
 from outbox.message import Entry, Epoch, Offset
 from relay.logs.cloudevents import are_texts, resolved, wire_headers
 from relay.logs.contract import (
@@ -138,6 +138,18 @@ class MemoryLog:
         with self._store.changed:
             found = self._store.groups.get(group)
             return dict(found.committed) if found else {}
+
+    def forget(self, group: str) -> bool:
+        """Let go of a group that has no member.
+
+        Raises:
+            Permanent: it has one.
+        """
+        with self._store.changed:
+            found = self._store.groups.get(group)
+            if found is not None and found.members:
+                raise Permanent(f"group {group!r} is alive: {found.members[0]} is a member of it; stop it first")
+            return self._store.groups.pop(group, None) is not None
 
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
         """Return the partitions of those of the topics that exist, and what each holds."""

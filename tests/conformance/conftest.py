@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("log_contract", "log_contract_groups", "log_contract_producer", "log_contract_tail")
+pytest.register_assert_rewrite(
+    "log_contract", "log_contract_forget", "log_contract_groups", "log_contract_producer", "log_contract_tail"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -2,44 +2,29 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from databases import rows, wait_until
 from inbox_road import INSERT, Road, effect, message, on, running
+from inbox_twins import GROUP, Twin, twins
 from postgresql_server import PostgresqlServer
-from sqlalchemy import MetaData, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from inbox import Delivery, Inbox
-from inbox.claims import Limits, dialect_for
-from inbox.handlers import Handlers
 from inbox.lending import Lent
-from inbox.loop import Loop, Manner
-from inbox.registration import Registration
-from inbox.transactions import Target, ThreadTransactions
 from outbox.errors import ConfigurationError
-from outbox.process.urls import parse_url
 from outbox.retry import RetryPolicy
-from outbox.tables import inbox_tables
-from outbox.tables.names import Place
 from relay.logs.memory import MemoryConsumer
 from tests.unit.transaction_pooler import TransactionPooler
-
-GROUP = "billing"
 
 
 @pytest.fixture
 def road(database_url: str) -> Road:
     return Road(database_url)
-
-
-def registration() -> Registration:
-    return Registration(inbox_tables(MetaData()).inbox_offset, GROUP)
 
 
 # Crashes
@@ -98,7 +83,10 @@ class Busy(Exception):
     sqlite_errorcode = 5
 
 
-def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_server: PostgresqlServer) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_server_that_crashes_and_comes_back_is_waited_for(
+    own_postgresql_server: PostgresqlServer, concurrency: int
+) -> None:
     """I8: lag returns to zero with no human hand; and it was nobody's attempt."""
     road = Road(own_postgresql_server.url())
     inbox = Inbox(GROUP)
@@ -109,7 +97,7 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_serve
         handled.set()
 
     on(inbox, "def", handle, retry=RetryPolicy(attempts=1))
-    with running(inbox.run, road.database, road.log):
+    with running(inbox.run, road.database, road.log, concurrency=concurrency):
         for number in range(3):
             handled.clear()
             road.write(*(f"{number}-{place}" for place in range(50)))
@@ -121,38 +109,6 @@ def test_a_server_that_crashes_and_comes_back_is_waited_for(own_postgresql_serve
 
 
 # Twins
-
-
-class Twin:
-    """A member that believes it owns every partition: to the log it is a group of its own, to the database not."""
-
-    def __init__(self, road: Road, name: str, body: Callable[[Delivery[str], Session], None], **options: Any) -> None:
-        self.inbox = Inbox(GROUP)
-        on(self.inbox, "def", body, **options)
-        handlers: Handlers = self.inbox._handlers
-        url = parse_url(road.database)
-        target = Target(url, dialect_for(url, Place(), GROUP), Limits(handlers.timeout_seconds))
-        self._loop: Callable[[threading.Event], Loop] = lambda stop: Loop(
-            road.open_log(),
-            f"{GROUP}-{name}",
-            handlers,
-            transactions=ThreadTransactions(target),
-            target=target,
-            registration=registration(),
-            manner=Manner(once=False, latest=False, stop=stop, wait_seconds=10),
-        )
-
-    def run(self, stop: threading.Event) -> None:
-        self._loop(stop).run()
-
-
-@contextmanager
-def twins(*all_of_them: Twin) -> Iterator[None]:
-    if not all_of_them:
-        yield
-        return
-    with running(all_of_them[0].run), twins(*all_of_them[1:]):
-        yield
 
 
 def test_twins_double_skip_and_disorder_nothing(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from log_contract import PARTITIONS, LogContract, Member, Road, numbered
+from log_contract_forget import ForgetContract
 from log_contract_groups import GroupContract
 from log_contract_tail import TailContract
 from sqlalchemy import Engine, MetaData, create_engine, insert
@@ -61,6 +62,10 @@ class TestLog(LogContract):
 
 
 class TestGroups(GroupContract):
+    pass
+
+
+class TestForget(ForgetContract):
     pass
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from log_contract import PARTITIONS, LogContract, Member, Road, numbered, numbers
+from log_contract_forget import ForgetContract
 from log_contract_groups import GroupContract
 from log_contract_producer import IDENTITY, ProducerContract, entries
 from log_contract_tail import TailContract
@@ -40,6 +41,10 @@ class TestLog(LogContract):
 
 
 class TestGroups(GroupContract):
+    pass
+
+
+class TestForget(ForgetContract):
     pass
 
 

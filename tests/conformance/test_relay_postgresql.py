@@ -2,14 +2,14 @@
 
 import threading
 from contextlib import closing
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
 from databases import by_key, install, payloads, rows, wait_until, write
-from postgresql_server import PostgresqlServer, free_port
+from postgresql_server import PostgresqlServer
 from sqlalchemy import make_url
+from standby import standby_of
 
 from outbox.errors import ConfigurationError, MessageAtFault, Permanent
 from outbox.journal.postgresql import PostgresqlLease
@@ -192,23 +192,12 @@ def test_a_copy_of_the_database_is_not_the_database(url: str):
             connection.execute(f'drop database "{name}_copy" with (force)')
 
 
-def test_a_standby_is_refused(own_postgresql_server: PostgresqlServer, tmp_path: Path):
+def test_a_standby_is_refused(own_postgresql_server: PostgresqlServer):
     """There a snapshot lists no open transactions, so what commits later would count as read: lost."""
     install(own_postgresql_server.url())
-    own_postgresql_server.stop()
-    own_postgresql_server.start()
-    standby = PostgresqlServer(settings={"fsync": "off"}, port=free_port())
-    try:
-        standby._reachable()
-        standby._run(
-            "pg_basebackup", "-D", str(standby.data), "-h", "127.0.0.1", "-p", str(own_postgresql_server.port),
-            "-U", "postgres", "-R", "-X", "stream", "-c", "fast",
-        )  # fmt: skip
-        standby.start()
-        with pytest.raises(ConfigurationError, match="standby, where snapshots leave out open transactions"):
-            drain(standby.url())
-    finally:
-        standby.delete()
+    refusal = pytest.raises(ConfigurationError, match="standby, where snapshots leave out open transactions")
+    with standby_of(own_postgresql_server) as standby, refusal:
+        drain(standby.url())
 
 
 def test_an_append_that_cannot_get_the_logs_lock_halves_its_chunk_keeps_its_lease_and_goes_on(url: str):

@@ -25,10 +25,11 @@ class Consumers:
         self.running: list[Process] = []
         self._said = folder / "inboxes.txt"
 
-    def start(self) -> Process:
+    def start(self, concurrency: int = 1) -> Process:
         """Start one more member. While one handles, the others stand by."""
         here = Path(billing.__file__).parent
         options = ["run", "billing:inbox", "--database", self.database, "--log", self.database]
+        options += ["--concurrency", str(concurrency)]
         self.running.append(Process(self._said, "-c", INBOX, *options, PYTHONPATH=f"{ROOT}:{here}"))
         return self.running[-1]
 
@@ -66,20 +67,24 @@ def consumers(road: Road, tmp_path: Path) -> Iterator[Consumers]:
         one.kill()
 
 
-def test_each_message_takes_effect_once_though_consumers_die_and_oversleep(road: Road, consumers: Consumers):
+@pytest.mark.parametrize("concurrencies", [(1, 1, 1), (4, 1, 4)])
+def test_each_message_takes_effect_once_though_consumers_die_and_oversleep(
+    road: Road, consumers: Consumers, concurrencies: tuple[int, int, int]
+):
     """INVARIANT I4: the effects, the ids and the claim of a batch are one transaction, whoever is killed or stopped.
 
     Effects that were committed before their ids would come twice; a batch that was lost, with the one behind it
-    handled, would be skipped for good, or come out of order.
+    handled, would be skipped for good, or come out of order. With --concurrency, a claim that ran ahead of a message
+    in hand would skip it.
     """
     road.start_relay()
     writers = Writers(road.database, seed=4, transactions=120).start()
-    first = consumers.start()
+    first = consumers.start(concurrencies[0])
     consumers.more()
-    second = consumers.start()
+    second = consumers.start(concurrencies[1])
     first.kill()
     consumers.more()
-    consumers.start()
+    consumers.start(concurrencies[2])
     second.stop()
     consumers.more()
     second.resume()

@@ -104,6 +104,14 @@ def test_an_environment_that_says_otherwise_is_refused_too() -> None:
     refused(inbox(*arguments, OUTBOX_PREFIX="app_"), 2, "leave out --prefix (and OUTBOX_PREFIX)")
 
 
+@pytest.mark.parametrize("concurrency", ["0", "-1", "10000", "many"])
+def test_a_concurrency_that_cannot_be_exits_2(concurrency: str) -> None:
+    where = ("--database", "sqlite:///x.db", "--log", "sqlite:///x.db", "--concurrency", concurrency)
+    result = inbox("run", "shop_handlers:inbox", *where)
+    assert result.returncode == 2
+    assert "from 1 to 500" in result.stderr or "Invalid value for '--concurrency'" in result.stderr
+
+
 def test_a_traceback_of_the_module_comes_with_debug(tmp_path: Path) -> None:
     (tmp_path / "shop_fails.py").write_text("1 / 0\n")
     result = inbox("run", "shop_fails:inbox", "--database", "sqlite:///x.db", "--log", "sqlite:///x.db", "--debug")

@@ -149,6 +149,19 @@ def test_a_claim_outside_of_what_was_fetched_is_sought(end: int):
     assert (one.end, one.depth) == (end, 0)
 
 
+def test_a_batch_that_came_while_the_claim_was_to_be_read_again_is_sought():
+    """INVARIANT I8: the log has gone on behind it, so nothing but a seek brings it back."""
+    one = lane()
+    one.offer(batch([0, 1]))
+    one.passed_fault(now=0.0, random=lambda: 0.0)
+    one.offer(batch([2, 3]))
+    assert not one.rewind(Claim(0, Offset(0)))
+    assert (one.end, one.depth) == (0, 0)
+    one.offer(batch([0, 1]))
+    one.passed_fault(now=0.0, random=lambda: 0.0)
+    assert one.rewind(Claim(0, Offset(0)))
+
+
 def test_records_that_want_a_transaction_of_their_own_get_it():
     one = lane()
     types = ["Placed", "Placed", "Alone", "Placed"]

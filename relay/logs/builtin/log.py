@@ -11,6 +11,7 @@ from outbox.process.database import connected
 from outbox.process.urls import dialect_of, shown
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
+from relay.logs.builtin.forgetting import forget_group
 from relay.logs.builtin.producer import Appender, BuiltinProducer
 from relay.logs.builtin.store import Store, Topic
 from relay.logs.contract import (
@@ -114,6 +115,14 @@ class BuiltinLog:
         """Return the offsets that the group has reported."""
         with self._opened("log committed") as store:
             return store.committed(group)
+
+    def forget(self, group: str) -> bool:
+        """Let go of a group; see `Log.forget`.
+
+        Raises:
+            Permanent: a member of it is alive.
+        """
+        return forget_group(self.address, group)
 
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
         """Return the partitions of those of the topics that exist, and what each holds."""
