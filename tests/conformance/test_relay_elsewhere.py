@@ -316,6 +316,33 @@ def test_a_chunk_that_takes_too_long_is_halved_and_not_given_up(pair: tuple[str,
     assert by_key(pair[1]) == {"k": wanted}
 
 
+def test_a_time_out_of_the_outbox_says_nothing_about_what_the_log_has(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """INVARIANT I1: taken for the log's, the chunk on its way would be begun anew, smaller, and its rest come twice."""
+    wanted = some(pair, 0, 6)
+    standing = Standing(pair)
+    mover = standing.opened()
+    mover.step()
+    settle, answers = BuiltinProducer.settle, iter([False])
+
+    def no_answer_yet(self: BuiltinProducer, seconds: float) -> Any:
+        return settle(self, seconds) if next(answers, True) else None
+
+    def busy(**_: object) -> None:
+        raise TimedOut("the file is busy")
+
+    with monkeypatch.context() as slow, pytest.raises(TimedOut):
+        slow.setattr(BuiltinProducer, "settle", no_answer_yet)
+        slow.setattr(standing.lease, "advance", busy)
+        mover.step()
+    assert rows(pair[0], BEGUN) == [(0, 6, 6)]
+    assert mover._state.open is not None, "nothing but the log's own answer ends the doubt"
+    standing.leave()
+    drain(pair)
+    assert by_key(pair[1]) == {"k": wanted}
+
+
 def test_a_window_of_many_chunks_goes_by_many_numbers(pair: tuple[str, str]):
     wanted = some(pair, 0, 50)
     standing = Standing(pair)
