@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,10 @@ def run(
     start: Annotated[
         Start, option("inbox", "--start", "Where to begin when the group is registered; later it is a notice only.")
     ] = Start.EARLIEST,
+    retain: Annotated[
+        timedelta,
+        options.retain_option("inbox", "How long a message is remembered as handled: longer than the log keeps it."),
+    ] = timedelta(days=8),
     schema: Schema = None,
     prefix: Prefix = None,
     config: Config = None,
@@ -87,6 +92,7 @@ def run(
             group=group,
             start=start.value,
             stop=stop,
+            retain=retain,
             wait=wait,
         )
 
@@ -107,10 +113,13 @@ def status(
     version: Version = False,
 ) -> None:
     """Show how far each group is; no inbox need be running."""
+    from inbox.retention.shown import unread
     from inbox.status import status as status_of
 
     url, log_url = options.required_database(database), options.known_url(log) if log else None
     groups = [asdict(one) for one in status_of(url, log=log_url, schema=schema, prefix=prefix or "", wait=wait)]
+    for kept in unread(log_url, schema=schema, prefix=prefix or "") if log_url else ():
+        logger.warning("%s", kept.words())
     if json:
         print_json(groups)
         return

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
 
@@ -18,14 +19,19 @@ from inbox.handlers import Handlers, handler_of
 from inbox.hands.many import Worker
 from inbox.loop import Loop, Manner
 from inbox.registration import Registration
+from inbox.retention.chores import Chores, Group
 from inbox.transactions import EventLoopTransactions, Target, ThreadTransactions, Transactions
 from outbox.errors import ConfigurationError
+from outbox.process.durations import checked_retention
 from outbox.process.urls import parse_url
 from outbox.retry import RetryPolicy
 from outbox.tables.inbox import inbox_tables
 from outbox.tables.names import Place
 from relay.logs.contract import Log, LogOptions
 from relay.logs.registry import open_log
+
+RETAIN = timedelta(days=8)
+"""Longer than the built-in log keeps records, which is 7 days."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -131,6 +137,7 @@ class Inbox:
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         stop: threading.Event | None = None,
+        retain: timedelta = RETAIN,
         wait: float = 10.0,
     ) -> None:
         """Handle messages until told to stop.
@@ -147,6 +154,7 @@ class Inbox:
             group: another name for the group.
             start: where a group begins that is not registered yet.
             stop: set it to end; what is in hand is finished first.
+            retain: for how long the ids of messages are remembered, counted back from the group's newest.
             wait: how many seconds `once` waits for a database or a log that is away.
 
         Raises:
@@ -158,15 +166,26 @@ class Inbox:
         if self._handlers.asynchronous:
             asyncio.run(
                 self.run_async(
-                    database, log, once=once, concurrency=concurrency, group=group, start=start, stop=stop, wait=wait
+                    database,
+                    log,
+                    once=once,
+                    concurrency=concurrency,
+                    group=group,
+                    start=start,
+                    stop=stop,
+                    retain=retain,
+                    wait=wait,
                 )
             )
             return
         _refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
+        checked_retention(retain, "--retain")
         with _only_once(name), _opened(log, self.place) as opened:
-            self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency).run()
+            loop = self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency)
+            with self._chores(name, target, opened, retain).beside(manner.stop, once=once):
+                loop.run()
 
     async def run_async(
         self,
@@ -178,6 +197,7 @@ class Inbox:
         group: str | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         stop: threading.Event | None = None,
+        retain: timedelta = RETAIN,
         wait: float = 10.0,
     ) -> None:
         """Handle messages on the running event loop, until told to stop; for `async def` handlers. See `run`.
@@ -194,6 +214,7 @@ class Inbox:
         _refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
+        checked_retention(retain, "--retain")
         with _only_once(name), _opened(log, self.place) as opened:
             here = asyncio.get_running_loop()
             loop = self._loop(
@@ -204,7 +225,13 @@ class Inbox:
                 manner=manner,
                 concurrency=concurrency,
             )
-            running = asyncio.ensure_future(asyncio.to_thread(loop.run))
+            chores = self._chores(name, target, opened, retain)
+
+            def run() -> None:
+                with chores.beside(manner.stop, once=once):
+                    loop.run()
+
+            running = asyncio.ensure_future(asyncio.to_thread(run))
             try:
                 await asyncio.shield(running)
             except asyncio.CancelledError:
@@ -240,6 +267,9 @@ class Inbox:
         url = parse_url(database)
         limits = Limits(self._handlers.timeout_seconds, wait)
         return name, Target(url, dialect_for(url, self.place, name), limits, self.place)
+
+    def _chores(self, name: str, target: Target, log: Log, retain: timedelta) -> Chores:
+        return Chores(Group(name, target.url, self.place, self._handlers.topics, retain), log)
 
     def _loop(
         self,

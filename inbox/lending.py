@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry import context as telemetry
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from sqlalchemy import Connection, Engine, RootTransaction, event
+from sqlalchemy import Connection, Engine, NestedTransaction, Transaction, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -105,13 +105,22 @@ class Gate:
 
 
 class Lent:
-    """One transaction, lent to the handlers that run in it."""
+    """One transaction, lent to the handlers that run in it: its own, or a savepoint of a test's."""
 
-    def __init__(self, connection: Connection, dialect: Dialect, asynchronous: AsyncConnection | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        dialect: Dialect | None,
+        asynchronous: AsyncConnection | None,
+        savepoint: NestedTransaction | None = None,
+    ) -> None:
         self.connection = connection
         self._asynchronous = asynchronous
-        self._root: RootTransaction = connection.begin()
-        self._lasts = dialect.transaction_lasts(connection)
+        self._transaction: Transaction = connection.begin() if savepoint is None else savepoint
+        self._current: Callable[[], Transaction | None] = (
+            connection.get_transaction if savepoint is None else connection.get_nested_transaction
+        )
+        self._lasts: Callable[[], bool] = (lambda: True) if dialect is None else dialect.transaction_lasts(connection)
         self._session: LentSession | None = None
         self._lent_session: Session | AsyncSession | None = None
 
@@ -143,7 +152,7 @@ class Lent:
 
     def commit(self) -> None:
         """End the transaction for good."""
-        self._root.commit()
+        self._transaction.commit()
 
     def abandon(self) -> None:
         """Roll everything back."""
@@ -152,8 +161,8 @@ class Lent:
                 self._session.drop()
         finally:
             # A failed flush has rolled it back already: rolling back once more would only warn.
-            if self.connection.get_transaction() is self._root:
-                self._root.rollback()
+            if self._current() is self._transaction:
+                self._transaction.rollback()
 
     def _argument(self, ask: Asks, delivery: Delivery[Any]) -> object:
         if ask is Asks.DELIVERY:
@@ -190,8 +199,8 @@ class Lent:
             session.expunge_all()
 
     def _see_that_it_lasts(self) -> None:
-        root = self._root
-        if not root.is_active or self.connection.get_transaction() is not root or not self._lasts():
+        lent = self._transaction
+        if not lent.is_active or self._current() is not lent or not self._lasts():
             raise TransactionEnded(_refusal("ended its transaction, or caught an error of the database that did,"))
 
 

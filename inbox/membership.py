@@ -11,6 +11,7 @@ from inbox.hands import Hands
 from inbox.registration import Registration, refuse_holes
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Log, Partition
+from relay.logs.retention import RetainingLog
 
 T = TypeVar("T")
 
@@ -88,7 +89,14 @@ class Membership:
         return all(lane.is_through(self.goals[lane.partition]) for lane in ours)
 
     def _held(self) -> Mapping[Partition, Bounds]:
-        return self._member.ask(lambda: self._log.partitions(self._topics))
+        def look() -> Mapping[Partition, Bounds]:
+            # First known, then looked: between the two, retention could delete the records that we are to begin with.
+            log, topics = self._log, self._topics
+            return log.partitions(
+                log.enrol(self._registration.group, topics) if isinstance(log, RetainingLog) else topics
+            )
+
+        return self._member.ask(look)
 
     def _resume(
         self, connection: Connection, partitions: Sequence[Partition], held: Mapping[Partition, Bounds]

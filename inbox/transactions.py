@@ -69,6 +69,7 @@ class ThreadTransactions:
         self._engine = create_engine(
             target.driver_url(asynchronous=False),
             poolclass=NullPool,
+            hide_parameters=True,  # what a handler binds is its users' data, and errors are said in the log
             connect_args=dict(target.dialect.connect_arguments(target.limits)),
         )
         target.dialect.adapt(self._engine)
@@ -120,6 +121,7 @@ class EventLoopTransactions:
         self._engine = create_async_engine(
             target.driver_url(asynchronous=True),
             poolclass=NullPool,
+            hide_parameters=True,  # what a handler binds is its users' data, and errors are said in the log
             connect_args=dict(target.dialect.connect_arguments(target.limits)),
         )
         target.dialect.adapt(self._engine.sync_engine)

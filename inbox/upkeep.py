@@ -10,7 +10,6 @@ from inbox.claims import Dialect
 from inbox.hands import Track
 from inbox.registration import Registration
 from outbox.errors import Retryable
-from outbox.message import Offset
 from relay.logs.contract import Consumer, Partition
 
 REPORT_SECONDS = 1.0
@@ -41,11 +40,10 @@ class Upkeep:
         self._dialect = dialect
         self._lanes = lanes
         self._attempt = attempt
-        self._reported: dict[Partition, Offset] = {}
         self._pruned: dict[Partition, int] = {}
         self._complained: dict[Partition, float] = {}
         self._missing: frozenset[str] = frozenset()
-        self._waits_for: str | None = None
+        self._abandoned: frozenset[str] = frozenset()
         self._report_due = self._prune_due = time.monotonic()
 
     def look(self, *, idle: bool) -> None:
@@ -61,16 +59,11 @@ class Upkeep:
 
     def report(self) -> None:
         """Tell the log how far the group has come. It is a report: the claims are what counts."""
-        ends = {partition: lane.claim.end for partition, lane in self._lanes.items()}
-        news = {partition: end for partition, end in ends.items() if self._reported.get(partition) != end}
-        if not news:
-            return
+        # All of them: what was reported before a partition went and came back may not have reached the log.
         try:
-            self._consumer.commit(news)
+            self._consumer.commit({partition: lane.claim.end for partition, lane in self._lanes.items()})
         except Retryable as error:
             _logger.info("the log does not take the group's offsets now: %s", error)
-        else:
-            self._reported = ends
 
     def prune(self) -> None:
         """Delete the claims that newer ones have made history."""
@@ -102,7 +95,11 @@ class Upkeep:
         for topic in sorted(missing - self._missing):
             _logger.warning("topic %s does not exist yet: it is read from its first record when it appears", topic)
         self._missing = missing
-        holder = self._consumer.waits_for()
-        if holder is not None and holder != self._waits_for:
-            _logger.warning("group %s is handled by %s; standing by", self._registration.group, holder)
-        self._waits_for = holder
+        abandoned = self._consumer.abandoned()
+        for topic in sorted(abandoned - self._abandoned):
+            _logger.warning(
+                "topic %s waits: no member of group %s handles it any more, though the group has read it",
+                topic,
+                self._registration.group,
+            )
+        self._abandoned = abandoned

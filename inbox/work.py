@@ -114,7 +114,7 @@ def handle_one(lent: Lent, segment: Segment, handlers: Handlers, dialect: Messag
 
 def _call(lent: Lent, segment: Segment, record: Record, handler: Handler) -> None:
     try:
-        lent.call(handler, _delivery(segment, record, handler))
+        lent.call(handler, delivery_of(record, handler, segment.attempt, record.offset < segment.handed_to))
     except Exception as error:
         raise HandlerFailed(record, handler.retry) from error
 
@@ -127,14 +127,15 @@ def _order(identity: Identity) -> tuple[str, int]:
     return identity[0], identity[1].int
 
 
-def _delivery(segment: Segment, record: Record, handler: Handler) -> Delivery[object]:
+def delivery_of(record: Record, handler: Handler, attempt: int, redelivered: bool) -> Delivery[object]:  # noqa: FBT001
+    """Return what the handler is given; its data are decoded already where the handler names a model.
+
+    Raises:
+        Undecodable: the payload is not what the model says.
+    """
+    partition = record.partition.number
     delivery: Delivery[object] = Delivery(
-        record.message,
-        record.partition.number,
-        record.offset,
-        segment.attempt,
-        record.offset < segment.handed_to,
-        handler.decoder,
+        record.message, partition, record.offset, attempt, redelivered, handler.decoder
     )
     if handler.eager:
         _ = delivery.data

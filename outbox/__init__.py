@@ -8,6 +8,7 @@
 A message is sent if, and only if, its transaction commits. A relay carries the messages on, in commit order.
 """
 
+import outbox.migrations  # noqa: F401 - registers with an Alembic before 1.18, when that is loaded
 from outbox.context import Correlation, correlate, current_correlation
 from outbox.errors import (
     ConfigurationError,

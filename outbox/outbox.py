@@ -109,8 +109,22 @@ class Outbox:
             WriteError: the message is refused, or the transaction cannot take it (AUTOCOMMIT, over, failed, prepared,
                 being committed). Nothing is stored, and the transaction can go on.
         """
+        message = self._message(topic=topic, payload=payload, key=key, type=type, headers=headers, id=id)
+        remember(unwrapped(session), message, self._insert, self._bind)
+        return message
+
+    def _message(
+        self,
+        *,
+        topic: str,
+        payload: Any,
+        key: str | None = None,
+        type: str | None = None,  # noqa: A002 - as in `write`
+        headers: Mapping[str, str] | None = None,
+        id: UUID | None = None,  # noqa: A002 - the same
+    ) -> Message:
         content, content_type = encoded(payload, self._serializer, self._max_payload_bytes)
-        message = Message(
+        return Message(
             id=uuid7() if id is None else valid_id(id),
             topic=valid_topic(topic, self._topics),
             key=None if key is None else storable("the key", key),
@@ -120,8 +134,6 @@ class Outbox:
             headers={**valid_headers(headers), **context_headers()},
             source=self._source,
         )
-        remember(unwrapped(session), message, self._insert, self._bind)
-        return message
 
 
 def _is_source(source: str) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -67,6 +68,9 @@ def run(
     lease: Annotated[
         float, seconds_option("relay", "--lease", "How long a relay that hangs keeps the others waiting.")
     ] = 10.0,
+    retain: Annotated[
+        timedelta, options.retain_option("relay", "How long entries stay in the outbox that every relay has read.")
+    ] = timedelta(days=1),
     schema: Schema = None,
     prefix: Prefix = None,
     config: Config = None,
@@ -86,6 +90,7 @@ def run(
         topics=topics,
         start=start.value,
         lease=lease,
+        retain=retain,
         schema=schema,
         prefix=prefix or "",
         wait=wait,

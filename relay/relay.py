@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError, Fenced, Forgotten, OutboxError, Permanent, Retryable
 from outbox.journal import Lease, boot_seconds
 from outbox.process.database import connected
+from outbox.process.durations import checked_retention
 from outbox.process.patience import Patience
 from outbox.process.urls import parse_url
 from outbox.tables import Place
@@ -24,10 +26,12 @@ from relay.logs.contract import Log, LogOptions
 from relay.logs.registry import open_log
 from relay.move.contract import Mover, Work
 from relay.registration import register
+from relay.retention.chores import Chores, Outbox
 from relay.topics import parse_topics
 
 DELIVERIES = ("at-least-once", "exactly-once", "at-most-once")
 STARTS = ("earliest", "latest")
+RETAIN = timedelta(days=1)
 SHORTEST_LEASE_SECONDS = 1.0
 SHORTEST_WAIT_SECONDS = 0.005
 LONGEST_WAIT_SECONDS = 0.04
@@ -43,6 +47,7 @@ class _Run:
     stop: threading.Event
     patience: Patience
     owner: str
+    chores: Chores
     incarnation: UUID | None = None
 
 
@@ -57,6 +62,7 @@ class Relay:
         topics: comma-separated names, each may end in `*`.
         start: `earliest` or `latest`; counts when the relay is registered.
         lease: seconds after which another relay of this name may take over from one that is silent.
+        retain: for how long entries stay in the outbox that every relay has read.
         schema: where the outbox's tables lie.
         prefix: likewise.
         wait: seconds to go on trying, with `once`, to reach the database and the log.
@@ -75,6 +81,7 @@ class Relay:
         topics: str = "*",
         start: str = "earliest",
         lease: float = 10.0,
+        retain: timedelta = RETAIN,
         schema: str | None = None,
         prefix: str = "",
         wait: float = 10.0,
@@ -87,6 +94,7 @@ class Relay:
         self._delivery = _one_of("--delivery", delivery, DELIVERIES)
         self._start = _one_of("--start", start, STARTS)
         self._lease_seconds = lease
+        self._retain = checked_retention(retain, "--retain")
         self._wait = wait
         if lease < SHORTEST_LEASE_SECONDS:
             raise ConfigurationError(f"--lease {lease:g} is too short: write {SHORTEST_LEASE_SECONDS:g} second or more")
@@ -106,21 +114,29 @@ class Relay:
         owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         stop = stop or threading.Event()
         patience = Patience("database and the log", stop, self._wait if once else None, logger)
-        run = _Run(once, stop, patience, owner)
         log = open_log(self._log_url, LogOptions(self._place.schema, self._place.prefix))
+        chores = Chores(Outbox(self._url, self._place, self._name, self._retain), log)
+        run = _Run(once, stop, patience, owner, chores)
         try:
-            while not run.stop.is_set():
-                try:
-                    return self._serve(run, log)
-                except Fenced as error:
-                    if once:
-                        raise
-                    logger.warning("fenced: %s; standing by", error)
-                    run.stop.wait(SHORTEST_WAIT_SECONDS)
-                except Retryable as error:
-                    run.stop.wait(run.patience.failed(error))
+            with chores.beside(stop, once=once):
+                self._serve_on(run, log)
         finally:
             log.close()
+
+    def _serve_on(self, run: _Run, log: Log) -> None:
+        """Serve again after each passing fault."""
+        while not run.stop.is_set():
+            try:
+                self._serve(run, log)
+            except Fenced as error:
+                if run.once:
+                    raise
+                logger.warning("fenced: %s; standing by", error)
+                run.stop.wait(SHORTEST_WAIT_SECONDS)
+            except Retryable as error:
+                run.stop.wait(run.patience.failed(error))
+            else:
+                return
 
     def _serve(self, run: _Run, log: Log) -> None:
         """Connect, take the lease and move, until told to stop. Nothing read outlives the connection."""
@@ -132,8 +148,10 @@ class Relay:
                 work = Work(self._name, database.installation(), registration.incarnation, log, self._delivery, local)
                 mover = database.mover(lease, self._topics, work)
                 try:
+                    run.chores.working.set()
                     self._move(run, database, lease, mover, registration)
                 finally:
+                    run.chores.working.clear()
                     with suppress(OutboxError):
                         mover.close()
             finally:

@@ -18,7 +18,7 @@ from outbox.process.postgresql import refuse_pooler, translate
 from outbox.tables.names import Place
 from relay.logs.contract import Partition
 
-_PASSING = ("40001", "40P01", "55P03", "08", "57P")
+_PASSING = ("40001", "40P01", "55P03", "08", "53", "57P")
 _TIMED_OUT = ("57014", "25P03", "25P04")
 _NAME_BYTES = 63
 _PRUNE_LOCK = "1s"

@@ -16,7 +16,7 @@ from outbox.process.sqlite import MINIMUM, translate
 from outbox.tables.names import Place
 
 BUSY_SECONDS = 10.0
-_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 
 _CURRENT = """
 select handled, duplicates, ignored from {inbox_offset}

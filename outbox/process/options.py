@@ -2,12 +2,13 @@
 
 import os
 import sys
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 from outbox.errors import ConfigurationError
-from outbox.process.durations import parse_seconds
+from outbox.process.durations import parse_retention, parse_seconds
 from outbox.process.output import talk
 from outbox.process.passwords import remember
 from outbox.process.settings import read_settings
@@ -72,6 +73,21 @@ def seconds_option(program: str, name: str, words: str) -> Any:
 def _seconds(text: str | float) -> float:
     try:
         return parse_seconds(str(text))
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def retain_option(program: str, words: str) -> Any:
+    """Declare `--retain`, which takes a duration as in `12h` or `7d`."""
+    return option(program, "--retain", words, parser=_retention, metavar="DURATION")
+
+
+def _retention(text: str | timedelta) -> timedelta:
+    # Typer hands a default through the parser, as text of its own making.
+    if isinstance(text, timedelta):
+        return text
+    try:
+        return parse_retention(text)
     except ConfigurationError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL
 
-from outbox.errors import ConfigurationError, Fenced, OutboxError, TimedOut, Unreachable
+from outbox.errors import ConfigurationError, Fenced, OutboxError, Retryable, TimedOut, Unreachable
 from outbox.process.urls import refuse_query, shown
 
 MINIMUM = (3, 35, 0)
@@ -92,7 +92,8 @@ def translated(url: URL | None = None) -> Iterator[None]:
 
     Raises:
         Fenced: a unique violation: somebody else has taken the step.
-        TimedOut: the file was busy for longer than the busy time-out.
+        TimedOut: the file was busy for longer than the busy time-out, or the disk is full; all is rolled back.
+        Retryable: the outcome is unknown.
         Unreachable: the file cannot be opened.
         ConfigurationError: a table or column is missing, or the file is read-only or no database.
     """
@@ -117,6 +118,9 @@ def translate(error: sqlite3.Error, url: URL | None = None) -> OutboxError:
         return ConfigurationError(f"{words}{where}: name a database file that this process may write to")
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
         return Unreachable(f"{words}{where}: is the path right, and was `outbox init` run?")
-    if isinstance(error, sqlite3.OperationalError):
+    if code & 0xFF == sqlite3.SQLITE_FULL:
         return TimedOut(f"{words}{where}")
+    if isinstance(error, sqlite3.OperationalError):
+        # An error of the disk below a COMMIT: it is not known whether it was done.
+        return Retryable(f"{words}{where}")
     return OutboxError(f"{words}{where}")

@@ -19,7 +19,6 @@ from sqlalchemy import (
 from sqlalchemy.sql.naming import conv
 
 from outbox.tables.names import Place, comment, place_of, registered
-from outbox.tables.outbox import lease_columns
 from outbox.tables.types import random_id, utc_now
 
 
@@ -34,7 +33,6 @@ class LogTables:
     chunk: Table
     group: Table
     member: Table
-    group_lease: Table
     group_offset: Table
 
 
@@ -49,7 +47,6 @@ def log_tables(metadata: MetaData, schema: str | None = None, prefix: str = "") 
         registered(metadata, place, "log_chunk", lambda: _chunk(metadata, place)),
         registered(metadata, place, "log_group", lambda: _group(metadata, place)),
         registered(metadata, place, "log_member", lambda: _member(metadata, place)),
-        registered(metadata, place, "log_group_lease", lambda: _group_lease(metadata, place)),
         registered(metadata, place, "log_group_offset", lambda: _group_offset(metadata, place)),
     )
 
@@ -150,18 +147,6 @@ def _member(metadata: MetaData, place: Place) -> Table:
         Column("topics", JSON(), nullable=False),
         Column("joined_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
         Column("seen_at", DateTime(timezone=True), server_default=utc_now(), nullable=False),
-        schema=place.schema,
-        comment=comment("log"),
-    )
-
-
-def _group_lease(metadata: MetaData, place: Place) -> Table:
-    return Table(
-        place.prefix + "log_group_lease",
-        metadata,
-        Column("consumer_group", Text(), primary_key=True),
-        Column("step", BigInteger(), primary_key=True, autoincrement=False),
-        *lease_columns(),
         schema=place.schema,
         comment=comment("log"),
     )

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import CheckConstraint, MetaData, Table
 
+ONLY_ON = "dialect"
+"""The key in a check's `info` under which the one dialect stands that has it."""
 VERSION = 1
 """Version of the layout of all three sets; raised when a column changes its meaning."""
+_COMMENT = "outbox-relay-inbox: "
 
 
 def quoted(name: str) -> str:
@@ -42,6 +45,17 @@ def registered(metadata: MetaData, place: Place, table: str, make: Callable[[], 
     return make() if found is None else found
 
 
+def only_on(dialect: str, check: CheckConstraint) -> CheckConstraint:
+    """Let a check be made on one dialect alone."""
+    check.info[ONLY_ON] = dialect  # to be read again: what `ddl_if` remembers is not public, and is lost in a copy
+    return check.ddl_if(dialect=dialect)
+
+
 def comment(which: str) -> str:
     """Return the table comment by which a set and its version are recognised."""
-    return f"outbox-relay-inbox: {which}, version {VERSION}"
+    return f"{_COMMENT}{which}, version {VERSION}"
+
+
+def is_ours(comment: str | None) -> bool:
+    """Return whether a table with this comment is one of ours."""
+    return (comment or "").startswith(_COMMENT)

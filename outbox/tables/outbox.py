@@ -18,11 +18,12 @@ from sqlalchemy import (
     Text,
     Uuid,
     event,
+    text,
 )
 from sqlalchemy.schema import AddConstraint
 from sqlalchemy.sql.naming import conv
 
-from outbox.tables.names import Place, comment, place_of, registered
+from outbox.tables.names import Place, comment, only_on, place_of, registered
 from outbox.tables.types import POSITION, XID8, current_transaction, random_id, utc_now
 
 TOPIC_ON_POSTGRESQL = r"topic ~ '^[A-Za-z0-9._-]{1,249}$' and topic not in ('.', '..')"
@@ -55,11 +56,11 @@ def outbox_tables(metadata: MetaData, schema: str | None = None, prefix: str = "
 
 def _outbox(metadata: MetaData, place: Place) -> Table:
     name = place.prefix + "outbox"
-    own_transaction = CheckConstraint(
-        OWN_TRANSACTION, name=conv(f"{name}_own_transaction"), postgresql_not_valid=True
-    ).ddl_if(dialect="postgresql")
-    topic_on_postgresql = CheckConstraint(TOPIC_ON_POSTGRESQL, name=conv(f"{name}_topic")).ddl_if(dialect="postgresql")
-    topic_on_sqlite = CheckConstraint(TOPIC_ON_SQLITE, name=conv(f"{name}_topic")).ddl_if(dialect="sqlite")
+    own_transaction = only_on(
+        "postgresql", CheckConstraint(OWN_TRANSACTION, name=conv(f"{name}_own_transaction"), postgresql_not_valid=True)
+    )
+    topic_on_postgresql = only_on("postgresql", CheckConstraint(TOPIC_ON_POSTGRESQL, name=conv(f"{name}_topic")))
+    topic_on_sqlite = only_on("sqlite", CheckConstraint(TOPIC_ON_SQLITE, name=conv(f"{name}_topic")))
     table = Table(
         name,
         metadata,
@@ -70,7 +71,8 @@ def _outbox(metadata: MetaData, place: Place) -> Table:
         Column("source", Text()),
         Column("topic", Text(), nullable=False),
         Column("key", Text()),
-        Column("type", Text(), server_default="", nullable=False),
+        # As SQL: an empty text as a default is another one on SQLite each time Alembic looks.
+        Column("type", Text(), server_default=text("''"), nullable=False),
         Column("payload", LargeBinary()),
         Column("content_type", Text(), server_default="application/json", nullable=False),
         Column("headers", JSON(none_as_null=True)),

@@ -93,9 +93,9 @@ def _abandon(connection: Connection, roll_back: Callable[[], None], error: BaseE
 
 
 def _by_table(taken: Sequence[Written]) -> list[tuple[OutboxInsert, list[Message]]]:
-    groups: dict[int, tuple[OutboxInsert, list[Message]]] = {}
+    groups: dict[object, tuple[OutboxInsert, list[Message]]] = {}
     for written in taken:
-        groups.setdefault(id(written.insert.table), (written.insert, []))[1].append(written.message)
+        groups.setdefault(written.insert.group, (written.insert, []))[1].append(written.message)
     return list(groups.values())
 
 

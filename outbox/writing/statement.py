@@ -31,6 +31,11 @@ class OutboxInsert:
         self._insert = insert(table).inline()
         self._unnest = _unnest(table)
 
+    @property
+    def group(self) -> object:
+        """What the messages of one statement have in common: several Outboxes may write to one table."""
+        return self.table
+
     def execute(self, connection: Connection, messages: Sequence[Message]) -> None:
         """Insert the messages, at least one, by one statement; positions follow their order.
 

@@ -21,7 +21,7 @@ class Capabilities:
         ordered_per_key: records of one topic and key are read in the order in which they were produced.
         exactly_once: records and the number of their chunk become visible together; the producer is a
             `NumberedProducer`.
-        consumer_groups: a group's committed offsets are kept, and its members share or hand over the partitions.
+        consumer_groups: a group's committed offsets are kept, and its members share the partitions.
         replayable: a consumer may begin at any offset that is still kept.
         fences: records of an epoch that is no longer the newest are refused by the log itself.
         local: the log can lie in the outbox's own database, where a chunk is a query and no row leaves the server.
@@ -176,14 +176,20 @@ class NumberedProducer(Producer, Protocol):
 
 
 class Listener(Protocol):
-    """Told by a consumer, from within its `poll`, which partitions it has."""
+    """Told by a consumer, from within its `poll`, which partitions it has.
+
+    A partition is assigned to one member only after `revoked` has returned to the other, or the other is gone.
+    """
 
     def assigned(self, partitions: Sequence[Partition]) -> Mapping[Partition, Offset]:
-        """Take these partitions; return where to begin in each."""
+        """Take these partitions; return where to begin in each. What it raises, `poll` raises, and asks again."""
         ...
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Give these partitions up: work in hand is finished or dropped when this returns."""
+        """Give these partitions up: work in hand is finished or dropped when this returns.
+
+        A member that the others have called gone is told so afterwards: its partitions may be others' already.
+        """
         ...
 
 
@@ -200,8 +206,10 @@ class Consumer(Protocol):
     def poll(self, timeout_seconds: float) -> Batch | None:
         """Return the next run of records of one partition, or None when the time is up.
 
-        Also keeps the membership alive, and calls the listener when partitions come or go. Must be called more often
-        than the log's membership time-out. Order: by offset within a partition. Again: the next run.
+        Also calls the listener when partitions come or go, as long as that takes: the members of a group share the
+        partitions of the topics that they state, each partition is one member's, and those that stay with a member go
+        on without a pause. A member stays one while the listener works. Order: by offset within a partition. Again:
+        the next run.
 
         Raises:
             Retryable: the log does not answer; poll again.
@@ -210,15 +218,19 @@ class Consumer(Protocol):
         ...
 
     def assignment(self) -> frozenset[Partition] | None:
-        """Return what is assigned now; None while that is not settled yet. Partitions not in it are a live member's."""
-        ...
+        """Return what is assigned, as of the last poll; None while that is not settled yet.
 
-    def waits_for(self) -> str | None:
-        """Return who holds the group's partitions while this member stands by, else None."""
+        Partitions of the member's topics that are not in it are those of another live member: by the assignment, or
+        because that has not given them up for as long as a silent one would be waited for.
+        """
         ...
 
     def missing(self) -> frozenset[str]:
         """Return those of the consumer's topics that do not exist yet, as of the last poll."""
+        ...
+
+    def abandoned(self) -> frozenset[str]:
+        """Return topics that the group has read and no live member states, as far as the log knows; they wait."""
         ...
 
     def bounds(self, partitions: Sequence[Partition]) -> Mapping[Partition, Bounds]:
@@ -240,7 +252,8 @@ class Consumer(Protocol):
     def commit(self, offsets: Mapping[Partition, Offset]) -> None:
         """Report how far the group has come: for lag and retention; the inbox resumes from its own claims.
 
-        Durable: within about a second. Never moves an offset back. Again: no effect.
+        Durable: within about a second. Never moves an offset back; no effect on partitions that are not this
+        member's. Again: no effect, and costs nothing.
         """
         ...
 
@@ -275,7 +288,11 @@ class Log(Protocol):
         ...
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
-        """Open a group member's hand. The first `poll` joins the group."""
+        """Open a group member's hand. The first `poll` joins the group.
+
+        Raises:
+            ConfigurationError: the member states no topics.
+        """
         ...
 
     def committed(self, group: str) -> Mapping[Partition, Offset]:

@@ -43,6 +43,10 @@ class Process:
         self._process.kill()
         self._process.wait(WAIT_SECONDS)
 
+    def terminate(self) -> None:
+        """SIGTERM: it finishes what is in hand, and ends."""
+        self._process.terminate()
+
     def stop(self) -> None:
         """SIGSTOP: it stands still, with its connections open."""
         self._process.send_signal(signal.SIGSTOP)

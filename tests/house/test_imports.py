@@ -40,7 +40,9 @@ def test_nothing_of_ours_comes_through_the_front_door_of_relay():
     assert found == []
 
 
-@pytest.mark.parametrize(("module", "stem"), [("psycopg", "postgresql"), ("confluent_kafka", "kafka")])
+@pytest.mark.parametrize(
+    ("module", "stem"), [("psycopg", "postgresql"), ("confluent_kafka", "kafka"), ("alembic", "migrations")]
+)
 def test_a_driver_is_imported_only_in_files_named_after_its_server(module: str, stem: str):
     found = [
         f"{shown(file)}:{line}"
@@ -75,8 +77,8 @@ def test_import_outbox_loads_nothing_that_an_application_did_not_ask_for():
     assert {name for name in foreign if not name.startswith((*COMPILED, "_sysconfigdata"))} == set()
 
 
-def test_import_outbox_does_not_load_what_the_processes_share():
-    assert {name for name in _loads("outbox") if name.startswith("outbox.process")} == set()
+def test_import_outbox_does_not_load_what_the_processes_share_nor_the_testing_kit():
+    assert {name for name in _loads("outbox") if name.startswith(("outbox.process", "outbox.testing"))} == set()
 
 
 def test_import_relay_logs_does_not_load_the_relay():

@@ -74,7 +74,7 @@ def test_what_install_makes_has_no_differences(postgresql_url: str, place: Place
         run(postgresql_url, f"create schema {sql.Identifier(place.schema).as_string()}")
     with connected(parse_url(postgresql_url)) as connection:
         assert present(connection, place) == set()
-        assert len(install(connection, place)) == 14
+        assert len(install(connection, place)) == 13
         assert differences(connection, place, SETS) == []
         assert present(connection, place) == set(SETS)
         assert install(connection, place) == []
@@ -356,5 +356,5 @@ def test_two_that_install_at_once_both_succeed(postgresql_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 14], made
+    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 13], made
     assert found(postgresql_url) == []

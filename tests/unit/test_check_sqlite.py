@@ -40,7 +40,7 @@ def found(url: str, place: Place = HERE) -> list[str]:
 @pytest.fixture
 def installed(sqlite_url: str) -> str:
     with connected(parse_url(sqlite_url), create=True) as connection:
-        assert len(install(connection, HERE)) == 14
+        assert len(install(connection, HERE)) == 13
     return sqlite_url
 
 
@@ -254,5 +254,5 @@ def test_two_that_install_at_once_both_succeed(sqlite_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 14], made
+    assert sorted(len(one) if isinstance(one, list) else -1 for one in made) == [0, 0, 0, 13], made
     assert found(sqlite_url) == []

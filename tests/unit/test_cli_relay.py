@@ -162,3 +162,10 @@ def test_following_ends_quietly_when_nobody_reads_any_more(filled: str) -> None:
         process.stdout.close()
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("text", ["0", "0d", "-1d", "7", "week", "40000d"])
+def test_a_retention_that_will_not_do_is_wrong_usage(text: str) -> None:
+    found = relay("run", "--database", "sqlite:///a.db", "--log", "sqlite:///a.db", "--retain", text)
+    assert found.returncode == 2
+    assert "write" in found.stderr and "Traceback" not in found.stderr

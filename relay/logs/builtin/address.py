@@ -1,11 +1,11 @@
 """The URL of a built-in log: a database URL with settings of ours in its query."""
 
-import re
 from dataclasses import dataclass
 
 from sqlalchemy import URL
 
 from outbox.errors import ConfigurationError
+from outbox.process.durations import parse_retention
 from outbox.process.urls import parse_url
 from outbox.tables import Place
 from relay.logs.contract import LogOptions
@@ -13,7 +13,6 @@ from relay.logs.contract import LogOptions
 PARTITIONS = 8
 MOST_PARTITIONS = 1_024
 RETAIN_SECONDS = 7 * 86_400
-_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,4 @@ def _partitions(text: str | None) -> int:
 def _retain(text: str | None) -> int:
     if text is None:
         return RETAIN_SECONDS
-    found = re.fullmatch(r"([1-9][0-9]*)([smhd])", text)
-    if found is None:
-        raise ConfigurationError(f"the log's retain={text!r}: write a duration such as 30s, 15m, 12h or 7d")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(parse_retention(text, "the log's retain").total_seconds())

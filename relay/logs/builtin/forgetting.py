@@ -9,8 +9,9 @@ from outbox.process.database import connected
 from outbox.process.urls import dialect_of
 from outbox.tables.log import LogTables, log_tables
 from relay.logs.builtin.address import Address
+from relay.logs.builtin.group.store import GONE_SECONDS
 
-ALIVE = timedelta(seconds=10)
+ALIVE = timedelta(seconds=GONE_SECONDS)
 """A member that was seen within this time, by the log's clock, is alive."""
 
 

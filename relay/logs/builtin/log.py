@@ -2,16 +2,21 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 
 from outbox.check import refuse_differences
 from outbox.errors import ConfigurationError
 from outbox.message import Offset
 from outbox.process.database import connected
+from outbox.process.pace import Pace
 from outbox.process.urls import dialect_of, shown
+from relay.logs.builtin import retention
 from relay.logs.builtin.address import Address, parse_address
 from relay.logs.builtin.consumer import BuiltinConsumer
 from relay.logs.builtin.forgetting import forget_group
+from relay.logs.builtin.group.membership import Membership
+from relay.logs.builtin.group.store import GroupStore, Pulse
 from relay.logs.builtin.producer import Appender, BuiltinProducer
 from relay.logs.builtin.store import Store, Topic
 from relay.logs.contract import (
@@ -25,6 +30,7 @@ from relay.logs.contract import (
     ProducerIdentity,
     Record,
 )
+from relay.logs.retention import Unread
 
 TAIL_RECORDS = 500
 TAIL_BYTES = 4_000_000
@@ -41,9 +47,15 @@ def open_builtin(url: str, options: LogOptions) -> "BuiltinLog":
 
 
 class BuiltinLog:
-    """A log in the tables `log_*` of one database."""
+    """A log in the tables `log_*` of one database.
+
+    Attributes:
+        capabilities: what it promises.
+        pulse: how often members of groups are heard of, and when they count as gone.
+    """
 
     capabilities = Capabilities(exactly_once=True, fences=True, local=True)
+    pulse = Pulse()
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -58,6 +70,16 @@ class BuiltinLog:
         from relay.logs.builtin.sqlite import SqliteStore  # noqa: PLC0415 - one dialect is enough for one process
 
         return SqliteStore(self.address)
+
+    def group_store(self, group: str) -> GroupStore:
+        """Open a connection to a group's tables."""
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.group.postgresql import PostgresqlGroup  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlGroup(self.address, group, self.pulse)
+        from relay.logs.builtin.group.sqlite import SqliteGroup  # noqa: PLC0415 - one dialect is enough for one process
+
+        return SqliteGroup(self.address, group, self.pulse)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Store]:
@@ -109,12 +131,18 @@ class BuiltinLog:
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         """Open a group member's hand."""
-        return BuiltinConsumer(lambda: self.store(f"inbox-log {group}"), group, topics, listener)
+        return BuiltinConsumer(
+            lambda: self.store(f"inbox-log {group}"),
+            lambda stated: Membership(lambda: self.group_store(group), stated, self.pulse),
+            group,
+            topics,
+            listener,
+        )
 
     def committed(self, group: str) -> Mapping[Partition, Offset]:
         """Return the offsets that the group has reported."""
-        with self._opened("log committed") as store:
-            return store.committed(group)
+        with closing(self.group_store(group)) as store:
+            return store.committed()
 
     def forget(self, group: str) -> bool:
         """Let go of a group; see `Log.forget`.
@@ -172,6 +200,44 @@ class BuiltinLog:
                 if not anything:
                     yield None
                     time.sleep(TAIL_WAIT_SECONDS)
+
+    def enrol(self, group: str, topics: Sequence[str]) -> Sequence[str]:
+        """Make a group known to retention; see `RetainingLog.enrol`."""
+        with self._retention() as tables:
+            return tables.enrol(group, topics)
+
+    def prune(self, pace: Pace) -> int:
+        """Delete old records that every group has read; see `RetainingLog.prune`."""
+        with self._retention() as tables:
+            return retention.prune(tables, pace)
+
+    def unread(self) -> Sequence[Unread]:
+        """Return what is kept although it is old; see `RetainingLog.unread`."""
+        with self._retention() as tables:
+            return retention.unread(tables.standing())
+
+    def retentions(self, topics: Sequence[str]) -> Mapping[str, timedelta | None]:
+        """Return for how long topics keep records; see `RetainingLog.retentions`."""
+        with self._retention() as tables:
+            found = tables.retentions(topics)
+        return {name: None if seconds is None else timedelta(seconds=seconds) for name, seconds in found.items()}
+
+    @contextmanager
+    def _retention(self) -> Iterator[retention.Retention]:
+        tables = self._open_retention()
+        try:
+            yield tables
+        finally:
+            tables.close()
+
+    def _open_retention(self) -> retention.Retention:
+        if dialect_of(self.address.url) == "postgresql":
+            from relay.logs.builtin.retention_postgresql import PostgresqlRetention  # noqa: PLC0415 - needs the extra
+
+            return PostgresqlRetention(self.address)
+        from relay.logs.builtin.retention_sqlite import SqliteRetention  # noqa: PLC0415 - as above
+
+        return SqliteRetention(self.address)
 
     def close(self) -> None:
         """Nothing is held between calls."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from outbox.journal.postgresql import PostgresqlLease, prune_steps
 from outbox.message import Epoch, Message, Offset, Position
 from outbox.process.postgresql import connect, execute, translated
 from relay.logs.builtin.address import Address
@@ -23,9 +22,7 @@ class PostgresqlStore:
     def __init__(self, address: Address, *, name: str, statement_seconds: float = 30, lock_seconds: float = 5) -> None:
         place = address.place
         self._record, self._topic = place.sql("log_record"), place.sql("log_topic")
-        self._offset, self._lease = place.sql("log_group_offset"), place.sql("log_group_lease")
         self._identity = place.sql("log_identity")
-        self._lowest_steps: dict[str, int] = {}
         self.connection = connect(
             address.url, name=name, statement_seconds=statement_seconds, lock_seconds=lock_seconds, settings=PLANNER
         )
@@ -83,53 +80,6 @@ class PostgresqlStore:
             partition = wanted[row["place"] - 1][0]
             found.setdefault(partition, []).append(_record(partition, row))
         return found
-
-    def committed(self, group: str) -> dict[Partition, Offset]:
-        """Return what the group has reported."""
-        rows = self._all(
-            f'select t.name, t.incarnation, o.partition, o."offset" as reached from {self._offset} as o'
-            f" join {self._topic} as t using (topic_id) where o.consumer_group = %(consumer_group)s",
-            consumer_group=group,
-        )
-        return {
-            Partition(row["name"], str(row["incarnation"]), row["partition"]): Offset(row["reached"]) for row in rows
-        }
-
-    def commit(self, group: str, offsets: Mapping[Partition, Offset], topics: Mapping[Partition, Topic]) -> None:
-        """Report how far the group has come; see `Store.commit`."""
-        self._all(
-            f'insert into {self._offset} as o (consumer_group, topic_id, partition, "offset")'
-            " select %(consumer_group)s, topic_id, number, reached"
-            " from unnest(%(topics)s::int[], %(numbers)s::int[], %(offsets)s::bigint[]) as u(topic_id, number, reached)"
-            " order by topic_id, number on conflict (consumer_group, topic_id, partition) do update"
-            ' set "offset" = excluded."offset", updated_at = now() where o."offset" < excluded."offset"',
-            consumer_group=group,
-            topics=[topics[part].number for part in offsets],
-            numbers=[part.number for part in offsets],
-            offsets=list(offsets.values()),
-        )
-
-    def group_lease(self, group: str, owner: str, lease_seconds: float) -> PostgresqlLease:
-        """Return the group's lease; see `Store.group_lease`."""
-        self._all(
-            f"insert into {self._lease} (consumer_group, step, epoch, backend, lease_seconds, lease_until)"
-            f" select %(consumer_group)s, 0, 0, 0, 0, clock_timestamp()"
-            f" where not exists (select from {self._lease} where consumer_group = %(consumer_group)s)"
-            " on conflict do nothing",
-            consumer_group=group,
-        )
-        key = {"consumer_group": group}
-        return PostgresqlLease(self.connection, self._lease, key, owner=owner, lease_seconds=lease_seconds)
-
-    def prune_group_lease(self, group: str, newest: int) -> None:
-        """Delete old steps of the group's lease."""
-        self._lowest_steps[group] = prune_steps(
-            self.connection,
-            self._lease,
-            {"consumer_group": group},
-            newest=newest,
-            lowest=self._lowest_steps.get(group, 0),
-        )
 
     def close(self) -> None:
         """Close the connection."""

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import URL
 
-from outbox.journal.sqlite import SqliteLease, prune_steps, stored_time
+from outbox.journal.sqlite import stored_time
 from outbox.message import Entry, Epoch, Message, Offset, Position
 from outbox.process.sqlite import connect, immediate, translated
 from relay.logs.builtin.address import Address
@@ -27,7 +27,6 @@ class SqliteStore:
         self._address = address
         place = address.place
         self._record, self._topic = place.sql("log_record"), place.sql("log_topic")
-        self._offset, self._lease = place.sql("log_group_offset"), place.sql("log_group_lease")
         self._identity = place.sql("log_identity")
         self.connection = connection or connect(address.url)
 
@@ -122,41 +121,6 @@ class SqliteStore:
                     if size >= most_bytes:
                         break
         return found
-
-    def committed(self, group: str) -> dict[Partition, Offset]:
-        """Return what the group has reported."""
-        with translated():
-            rows = self.connection.execute(
-                f'select t.name, t.incarnation, o.partition, o."offset" from {self._offset} as o'
-                f" join {self._topic} as t using (topic_id) where o.consumer_group = ?",
-                (group,),
-            ).fetchall()
-        return {Partition(name, str(UUID(made)), number): Offset(offset) for name, made, number, offset in rows}
-
-    def commit(self, group: str, offsets: Mapping[Partition, Offset], topics: Mapping[Partition, Topic]) -> None:
-        """Report how far the group has come; see `Store.commit`."""
-        with translated(), immediate(self.connection):
-            self.connection.executemany(
-                f'insert into {self._offset} (consumer_group, topic_id, partition, "offset") values (?, ?, ?, ?)'
-                ' on conflict (consumer_group, topic_id, partition) do update set "offset" = excluded."offset",'
-                ' updated_at = CURRENT_TIMESTAMP where "offset" < excluded."offset"',
-                [(group, topics[part].number, part.number, offset) for part, offset in offsets.items()],
-            )
-
-    def group_lease(self, group: str, owner: str, lease_seconds: float) -> SqliteLease:
-        """Return the group's lease; see `Store.group_lease`."""
-        with translated(), immediate(self.connection):
-            self.connection.execute(
-                f"insert into {self._lease} (consumer_group, step, epoch, backend, lease_seconds, lease_until)"
-                f" select ?1, 0, 0, 0, 0, ?2 where not exists (select 1 from {self._lease} where consumer_group = ?1)",
-                (group, stored_time(datetime.now(UTC))),
-            )
-        key = {"consumer_group": group}
-        return SqliteLease(self.connection, self._lease, key, owner=owner, lease_seconds=lease_seconds)
-
-    def prune_group_lease(self, group: str, newest: int) -> None:
-        """Delete old steps of the group's lease."""
-        prune_steps(self.connection, self._lease, {"consumer_group": group}, newest=newest)
 
     def close(self) -> None:
         """Close the connection."""

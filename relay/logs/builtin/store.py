@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from outbox.journal import Lease
 from outbox.message import Epoch, Message, Offset
 from relay.logs.cloudevents import wire_headers
 from relay.logs.contract import Bounds, Partition, Record
@@ -72,22 +71,6 @@ class Store(Protocol):
         self, wanted: Sequence[tuple[Partition, Topic, Offset]], *, most_records: int, most_bytes: int
     ) -> dict[Partition, list[Record]]:
         """Return the records from an offset on, at most so many and so large for each partition, but one at least."""
-        ...
-
-    def committed(self, group: str) -> dict[Partition, Offset]:
-        """Return what the group has reported."""
-        ...
-
-    def commit(self, group: str, offsets: Mapping[Partition, Offset], topics: Mapping[Partition, Topic]) -> None:
-        """Report how far the group has come; never moves back."""
-        ...
-
-    def group_lease(self, group: str, owner: str, lease_seconds: float) -> Lease:
-        """Return the group's lease, whose journal begins with the group's first member."""
-        ...
-
-    def prune_group_lease(self, group: str, newest: int) -> None:
-        """Delete old steps of the group's lease."""
         ...
 
     def close(self) -> None:
