@@ -204,7 +204,7 @@ def _not_stored(number: int, entries: int, appended: Appended) -> OutboxError:
         identity, topic, position = appended.fault
         return MessageAtFault(
             f"message {identity} of topic {topic!r} (position {position}) cannot be moved: its headers are not a JSON"
-            " object of texts; mend or delete its row in the outbox"
+            " object of texts; delete its row in the outbox, and write the message anew"
         )
     return Permanent(
         f"chunk {number} was begun with {entries} messages and came with {appended.entries}: entries were deleted, or"
