@@ -13,6 +13,7 @@ from outbox.process.urls import refuse_query, shown
 
 MINIMUM = (3, 35, 0)
 _RETRY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_TAKEN = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID)
 _PAUSE_SECONDS = 0.01
 
 
@@ -108,7 +109,7 @@ def translate(error: sqlite3.Error, url: URL | None = None) -> OutboxError:
     words = str(error)
     code = getattr(error, "sqlite_errorcode", 0) or 0
     where = f" ({shown(url)})" if url is not None else ""
-    if isinstance(error, sqlite3.IntegrityError):
+    if code in _TAKEN:
         return Fenced(words)
     if code & 0xFF in _RETRY:
         return TimedOut(f"{words}: another process writes to this file{where}")

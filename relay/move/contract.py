@@ -85,4 +85,8 @@ def refused(failure: Failure) -> MessageAtFault | Retryable:
         f"message {failure.entry.message.id} of topic {failure.entry.message.topic!r}"
         f" (position {failure.entry.position}) was refused by the log: {failure.reason}"
     )
-    return MessageAtFault(f"{words}; mend or delete its row in the outbox") if failure.permanent else Retryable(words)
+    return (
+        MessageAtFault(f"{words}; delete its row in the outbox, and write the message anew")
+        if failure.permanent
+        else Retryable(words)
+    )

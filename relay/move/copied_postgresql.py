@@ -73,5 +73,5 @@ class CopiedChunks:
         identity, topic = (row["id"], row["topic"]) if row else ("(gone)", "")
         return MessageAtFault(
             f"message {identity} of topic {topic!r} (position {position}) cannot be moved: its headers are not a JSON"
-            " object of texts; mend or delete its row in the outbox"
+            " object of texts; delete its row in the outbox, and write the message anew"
         )

@@ -14,7 +14,7 @@ from outbox.journal import Lease, boot_seconds
 from outbox.message import Epoch
 from relay.checkpoint import Checkpoint, Numbered
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import Failure, NumberedProducer, ProducerIdentity, Settlement
+from relay.logs.contract import Failure, NumberedProducer, ProducerIdentity
 from relay.move.chunks import Chunks, Formed
 from relay.move.contract import Moved, Work, refused
 from relay.reader.contract import Limits
@@ -76,39 +76,40 @@ class NumberedMover:
         chunk, self._sent = self._sent, None
         if chunk is None:
             return 0
-        try:
-            failure = self._answer().failure
-        except TimedOut as error:
-            self._certainly_not_sent()
-            self._take_less(error)
-            return None
-        if failure is not None:
-            self._certainly_not_sent()
-            self._refused(failure, chunk.bounds.entries)
-            return None
-        failpoint(Failpoint.PRODUCED)
-        self._done(chunk.after)
-        self._limits = self._limits.doubled()
-        return chunk.bounds.entries
+        answer = self._answer()
+        if answer is None:
+            failpoint(Failpoint.PRODUCED)
+            self._done(chunk.after)
+            self._limits = self._limits.doubled()
+            return chunk.bounds.entries
+        # The log does not have the chunk, for certain: it may be formed in another way.
+        self._state = replace(self._state, open=None)
+        self._saved = False
+        if isinstance(answer, TimedOut):
+            self._take_less(answer)
+        else:
+            self._refused(answer, chunk.bounds.entries)
+        return None
 
-    def _answer(self) -> Settlement:
-        """Wait for the log, holding the lease meanwhile."""
+    def _answer(self) -> Failure | TimedOut | None:
+        """Wait for the log, holding the lease meanwhile; None: it has the chunk. Doubt is an error."""
         seconds = self._lease.held.seconds
         until = boot_seconds() + 2 * seconds
-        while (settlement := self._producer.settle(seconds / 3)) is None:
+        while True:
+            # Around this call alone: a time-out of the outbox says nothing about what the log has.
+            try:
+                settlement = self._producer.settle(seconds / 3)
+            except TimedOut as error:
+                return error
+            if settlement is not None:
+                return settlement.failure
             if boot_seconds() > until:
                 raise Unreachable(f"the log has not answered for {2 * seconds:g} s")
             self.renew()
-        return settlement
 
     def _done(self, after: Checkpoint) -> None:
         """The log has the open chunk. The next step says so: that of the next chunk, or one of its own when idle."""
         self._state = Numbered(after, self._state.chunk + 1, None)
-        self._saved = False
-
-    def _certainly_not_sent(self) -> None:
-        """The log has answered, and does not have the open chunk: it may be formed in another way."""
-        self._state = replace(self._state, open=None)
         self._saved = False
 
     def _take_less(self, error: TimedOut) -> None:

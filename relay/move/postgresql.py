@@ -92,7 +92,7 @@ class LocalPostgresqlMover:
                 return moved
         raise MessageAtFault(
             f"message {identity} of topic {topic!r} (position {position}) cannot be moved: its headers are not a JSON"
-            " object of texts; mend or delete its row in the outbox"
+            " object of texts; delete its row in the outbox, and write the message anew"
         )
 
     def renew(self) -> None:

@@ -195,7 +195,7 @@ class PostgresqlReader:
                 if not entries:
                     raise MessageAtFault(
                         f"message {row['id']} of topic {row['topic']!r} (position {row['position']}) cannot be moved:"
-                        f" {error}; mend or delete its row in the outbox"
+                        f" {error}; delete its row in the outbox, and write the message anew"
                     ) from None
                 break
         whole = len(entries) == len(rows)

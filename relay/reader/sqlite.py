@@ -76,7 +76,7 @@ class SqliteReader:
 def _fault(row: sqlite3.Row, error: ValueError) -> MessageAtFault:
     return MessageAtFault(
         f"message {_identity(row['id'])} of topic {row['topic']!r} (position {row['position']}) cannot be moved:"
-        f" {error}; mend or delete its row in the outbox"
+        f" {error}; delete its row in the outbox, and write the message anew"
     )
 
 

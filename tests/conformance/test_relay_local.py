@@ -212,12 +212,6 @@ def test_a_message_at_fault_stops_the_relay_behind_everything_before_it_and_is_n
     assert by_key(url)["k"] == ["before", "after"]
 
 
-def test_a_log_that_is_another_database_is_refused_in_words(url: str, tmp_path):
-    other = install(f"sqlite:///{tmp_path / 'other.db'}")
-    with pytest.raises(ConfigurationError, match="the outbox's own database"):
-        Relay(url, other).run(once=True)
-
-
 def test_exactly_once_is_refused_for_a_log_that_cannot(url: str):
     with pytest.raises(ConfigurationError, match="exactly-once"):
         Relay(url, "memory://refused", delivery="exactly-once").run(once=True)

@@ -10,7 +10,7 @@ from databases import install, payloads, rows, wait_until
 from retention_road import DAY, drain, prune_log, unhurried, write
 
 from relay.logs.builtin import retention
-from relay.logs.contract import LogOptions, Partition
+from relay.logs.contract import LogOptions
 from relay.logs.registry import open_log
 
 WEEKS = 30 * DAY
@@ -37,15 +37,17 @@ def put(url: str, *ages: timedelta, topic: str = "orders", partitions: int = 1) 
 
 def reads(url: str, group: str, topic: str, upto: int, *, partition: int = 0) -> None:
     """Report that a group reads `upto` next, as its consumer does."""
-    log = open_log(url, LogOptions())
-    log.enrol(group, [topic])
-    with log._opened("test") as store:
-        found = store.topics([topic])
-        store.commit(group, {part: upto for part in found[topic].parts() if part.number == partition}, _places(found))
-
-
-def _places(found: dict) -> dict[Partition, object]:
-    return {part: topic for topic in found.values() for part in topic.parts()}
+    open_log(url, LogOptions()).enrol(group, [topic])
+    rows(
+        url,
+        'insert into log_group_offset (consumer_group, topic_id, partition, "offset")'
+        " select ?, topic_id, ?, ? from log_topic where name = ?"
+        ' on conflict (consumer_group, topic_id, partition) do update set "offset" = excluded."offset"',
+        group,
+        partition,
+        upto,
+        topic,
+    )
 
 
 def test_old_records_that_every_group_has_read_go_and_the_newest_stays(url: str):

@@ -169,9 +169,11 @@ class PostgresqlAppender:
 
     def abort(self) -> None:
         """End the connection under whoever waits on it."""
-        if self._opened is not None and not self._opened.closed:
-            with suppress(OSError), socket.socket(fileno=os.dup(self._opened.fileno())) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
+        if self._opened is None:
+            return
+        # Its other thread may find the connection closed at the same moment.
+        with suppress(OSError, OutboxError), translated(), socket.socket(fileno=os.dup(self._opened.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""
@@ -202,7 +204,7 @@ def _not_stored(number: int, entries: int, appended: Appended) -> OutboxError:
         identity, topic, position = appended.fault
         return MessageAtFault(
             f"message {identity} of topic {topic!r} (position {position}) cannot be moved: its headers are not a JSON"
-            " object of texts; mend or delete its row in the outbox"
+            " object of texts; delete its row in the outbox, and write the message anew"
         )
     return Permanent(
         f"chunk {number} was begun with {entries} messages and came with {appended.entries}: entries were deleted, or"

@@ -3,8 +3,9 @@
 import sqlite3
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
-from outbox.errors import Fenced
+from outbox.errors import Fenced, Retryable, TimedOut
 from outbox.journal.sqlite import SqliteJournal, prune_steps, stored_time
 from outbox.message import Entry
 from outbox.process.sqlite import connect, immediate, translated
@@ -50,17 +51,30 @@ class SqliteAppender:
         """Store the chunk's records and its number; see `Appender.append`."""
         assert self._opened is not None  # noqa: S101 - `open` comes first
         connection, journal, store = self._opened
-        epoch = self._identity.epoch
-        with translated(), immediate(connection):
-            current = journal.standing(step=self._step, epoch=epoch, number=number - 1)
-            if current is None:
-                raise Fenced(f"another process has opened the producer of relay {self._identity.relay!r}")
-            store.append(chunk, epoch, self._source)
-            row = journal.insert(current, number=number, appended_at=stored_time(datetime.now(UTC)))
+        begun = False
+        try:
+            with translated(), immediate(connection):
+                begun = True
+                row = self._append(journal, store, number, chunk)
+        except TimedOut as error:
+            # Busy at its begin, nothing is stored. Behind that (a disk that fails at the commit) nobody knows.
+            if begun:
+                raise Retryable(f"{error}; whether chunk {number} was stored is not known") from error
+            raise
         self._step = row["step"]
         self._pruned = prune_now_and_then(
             self._pruned, self._step, lambda: prune_steps(connection, self._table, self._key, newest=self._step)
         )
+
+    def _append(
+        self, journal: SqliteJournal, store: SqliteStore, number: int, chunk: Sequence[Entry]
+    ) -> dict[str, Any]:
+        epoch = self._identity.epoch
+        current = journal.standing(step=self._step, epoch=epoch, number=number - 1)
+        if current is None:
+            raise Fenced(f"another process has opened the producer of relay {self._identity.relay!r}")
+        store.append(chunk, epoch, self._source)
+        return journal.insert(current, number=number, appended_at=stored_time(datetime.now(UTC)))
 
     def fault(self, entry: Entry) -> str | None:  # noqa: ARG002 - as every appender's
         """Return nothing: a file stores every text."""
