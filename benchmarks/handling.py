@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.ground import KEYS, Ground, fill, refuse_wrong_log, run, value
+from benchmarks.ground import KEYS, TOPIC, Ground, fill, refuse_wrong_log, run, value
 from benchmarks.measuring import Row, Sample, in_turns, rate_row
 from benchmarks.moving import fresh_name
 from benchmarks.processes import measured
@@ -21,10 +21,12 @@ _groups = itertools.count(1)
 
 def p4(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:
     """One UPDATE a message, handled by the inbox and by a bare loop."""
-    messages = max(1_000, int(MESSAGES * scale))
+    messages = max(5_000, int(MESSAGES * scale))
     database = ground.database()
     run(database, "create table account (id int primary key, balance bigint not null default 0)")
     run(database, f"insert into account select n, 0 from generate_series(0, {KEYS}) as n")
+    # One partition: the inbox begins each with small batches, and few messages in many would never come to large ones.
+    run(database, "insert into log_topic (name, partitions) values (%s, 1)", TOPIC)
     fill(database, messages)
     measured(ground, messages, "relay", database=database, log=database, name=fresh_name())
     refuse_wrong_log(database, messages)
