@@ -26,7 +26,7 @@ def p4(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:
     run(database, "create table account (id int primary key, balance bigint not null default 0)")
     run(database, f"insert into account select n, 0 from generate_series(0, {KEYS}) as n")
     # One partition: the inbox begins each with small batches, and few messages in many would never come to large ones.
-    run(database, "insert into log_topic (name, partitions) values (%s, 1)", TOPIC)
+    run(database, "insert into log_topic (name, partitions, retain_seconds) values (%s, 1, 604800)", TOPIC)
     fill(database, messages)
     measured(ground, messages, "relay", database=database, log=database, name=fresh_name())
     refuse_wrong_log(database, messages)
