@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 
 from benchmarks.ground import SETTINGS, Ground
@@ -27,6 +28,7 @@ def main() -> None:
     unknown = [part for part in chosen.parts if part.upper() not in PARTS]
     if unknown or chosen.scale <= 0 or chosen.rounds < 1:
         parser.error(f"unknown part {', '.join(unknown)}" if unknown else "--scale and --rounds have to be positive")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive a run that is stopped
     rows: list[Row] = []
     with Ground() as ground:
         about = {**conditions(chosen.scale, ground.version()), **SETTINGS}
