@@ -398,7 +398,7 @@ def test_stopping_waits_for_what_is_on_its_way_and_saves_it(pair: tuple[str, str
     assert by_key(pair[1]) == {"k": wanted}
 
 
-LOG_TABLES = ("identity", "topic", "record", "chunk", "group", "member", "group_lease", "group_offset")
+LOG_TABLES = ("identity", "topic", "record", "chunk", "group", "member", "group_offset")
 BROKEN_LOGS = {
     "no tables": (f"drop table {', '.join(f'log_{table}' for table in LOG_TABLES)}", r"not there.*outbox init --log"),
     "one is missing": ("drop table log_chunk", "log_chunk.*is missing"),

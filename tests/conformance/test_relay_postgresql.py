@@ -265,7 +265,7 @@ def _mover(database: PostgresqlOutbox, url: str) -> LocalPostgresqlMover:
     mover = database.mover(
         lease,
         parse_topics("*"),
-        Work("default", database.installation(), registration.incarnation, log, "exactly-once"),
+        Work("default", database.installation(), registration.incarnation, log, "exactly-once", local=True),
     )
     assert isinstance(mover, LocalPostgresqlMover)
     return mover
