@@ -8,11 +8,14 @@ PYTHON   ?=
 ARGS     ?=
 WORKERS  ?= 2
 VERSION  ?= all
+VERSIONED = $(addprefix tests/conformance/test_, reader_postgresql.py relay_postgresql.py relay_sessions.py \
+  relay_elsewhere.py plans.py journal.py log_builtin.py log_builtin_groups.py inbox_claims.py inbox_handling.py \
+  retention_outbox.py retention_log.py retention_inbox.py)
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help demo test bench check format reference services stop-services clean
+.PHONY: help demo test test-on bench check format reference services stop-services clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -26,6 +29,10 @@ test: $(INSTALLED) ## every test, on the embedded PostgreSQL, SQLite, and the se
 
 bench: $(INSTALLED) ## how fast it is, each figure beside its limit; minutes (docs/performance.md says what the parts are)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+test-on: $(INSTALLED) ## what reads, moves and handles on one version of PostgreSQL: VERSION=14, of those that `make services` runs
+	OUTBOX_TEST_POSTGRESQL=$$(scripts/services url postgresql --version $(VERSION)) \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q $(VERSIONED) -k "not sqlite and not memory" $(ARGS)
 
 check: $(INSTALLED) ## format, lint, import rules, types and the fast tests
 	$(BIN)/ruff format --check .
