@@ -423,7 +423,7 @@ def test_a_log_file_without_our_tables_is_refused_in_words(sqlite_url: str, tmp_
 
 
 def test_a_schema_that_does_not_exist_is_refused_in_words(served: tuple[str, str]):
-    with pytest.raises(ConfigurationError, match=r"not there in schema nope"):
+    with pytest.raises(ConfigurationError, match=r"not there in schema nope: run `outbox init --log .*\?schema=nope'`"):
         drain((served[0], f"{served[1]}?schema=nope"))
 
 

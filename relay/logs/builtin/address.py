@@ -6,7 +6,7 @@ from sqlalchemy import URL
 
 from outbox.errors import ConfigurationError
 from outbox.process.durations import parse_retention
-from outbox.process.urls import parse_url
+from outbox.process.urls import parse_url, shown
 from outbox.tables import Place
 from relay.logs.contract import LogOptions
 
@@ -30,6 +30,11 @@ class Address:
     place: Place
     partitions: int = PARTITIONS
     retain_seconds: int = RETAIN_SECONDS
+
+    def shown(self) -> str:
+        """Return the URL with the place of the tables, and without a password."""
+        place = {"schema": self.place.schema, "prefix": self.place.prefix}
+        return shown(self.url.update_query_dict({name: value for name, value in place.items() if value}))
 
 
 def parse_address(text: str, options: LogOptions) -> Address:

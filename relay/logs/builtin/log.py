@@ -104,7 +104,7 @@ class BuiltinLog:
                 refuse_differences(connection, self.address.place, ["log"])
             except ConfigurationError as error:
                 # `outbox init` alone would make all three sets.
-                words = str(error).replace("`outbox init`", f"`outbox init --log {shown(url)}`")
+                words = str(error).replace("`outbox init`", f"`outbox init --log '{self.address.shown()}'`")
                 raise ConfigurationError(f"the log at {shown(url)}: {words}") from None
         if dialect_of(url) == "postgresql":
             from outbox.process.postgresql import refuse_pooler  # noqa: PLC0415 - needs the extra
