@@ -30,8 +30,10 @@ def reading(readers: list[NaiveReader], idle: threading.Event) -> Iterator[None]
 
     def read(reader: NaiveReader) -> None:
         try:
-            while reader.step() or not idle.is_set():
-                pass
+            is_last = False
+            while reader.step() or not is_last:
+                # Asked before the next step: what was committed while a step found nothing is there for one more.
+                is_last = idle.is_set()
         except Exception as error:
             failures.append(error)
 
