@@ -265,12 +265,14 @@ class PostgresqlReader:
             f" order by transaction_id, position {limit}) as late"
             " where pg_visible_in_snapshot(open_transaction.id, %(s1)s::pg_snapshot)"
         )
+        # Not `position > x`: with a limit, a backlog looks as if it lay all over the table, and the planner walks the
+        # primary key through all that was read to find a few of it.
         began_later = (
             f"(select {columns} from {self._outbox}"
             " where transaction_id >= pg_snapshot_xmax(%(s0)s::pg_snapshot)"
             " and transaction_id < pg_snapshot_xmax(%(s1)s::pg_snapshot)"
             " and pg_visible_in_snapshot(transaction_id, %(s1)s::pg_snapshot)"
-            f" and position > %(last)s{matching} {limit})"
+            f" and position + 0 > %(last)s{matching} {limit})"
         )
         return f"{in_progress} union all {began_later}"
 

@@ -112,6 +112,14 @@ class Explained:
                 if self._statistics in known:
                     connection.execute(f"analyze {table}".encode())
 
+    def fill_slowly(self, entries: int) -> None:
+        """Write entries ten to a transaction, as services do; fresh statistics know all of them."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("set auto_explain.log_min_duration = -1")
+            connection.execute(TENS.format(transactions=entries // 10).encode())
+            if self._statistics == "fresh":
+                connection.execute("analyze outbox")
+
     def relay(self) -> list[Plan]:
         self.plans()
         Relay(self.url, self.url).run(once=True)
@@ -139,6 +147,16 @@ STEPS = (
     " from (select *, step as newest from relay_checkpoint order by step desc limit 1) as c,"
     " generate_series(1, %(rows)s) as n"
 )
+WIDE = ENTRIES.replace("'x'", "convert_to(repeat('x', 200), 'UTF8')")
+TENS = """
+do $$ begin
+  for n in 1..{transactions} loop
+    insert into outbox (topic, key, payload) select 'orders', m::text, convert_to(repeat('x', 200), 'UTF8')
+      from generate_series(1, 10) as m;
+    commit;
+  end loop;
+end $$
+"""
 IDS = (
     "insert into inbox (consumer_group, source, message_id)"
     " select 'billing', '/x', gen_random_uuid() from generate_series(1, %(rows)s)"
@@ -226,3 +244,18 @@ def test_a_large_window_is_walked_a_chunk_at_a_time(explained: Explained, size: 
     looks = [plan for plan in plans if "outbox" in plan.tables()]
     assert len(looks) <= size // MOST_ENTRIES + 4, "one message a chunk; before it two looks, and a topic to be made"
     assert rows(explained.url, "select count(*) from log_record") == [(size,)]
+
+
+@pytest.mark.parametrize("statistics", ["fresh"], indirect=True)
+def test_a_backlog_is_counted_from_its_own_beginning(explained: Explained):
+    """What would break: with statistics that know of a backlog, each look walks through a week that was read before."""
+    bulk, backlog = 2 * MOST_ENTRIES, 3 * MOST_ENTRIES
+    read = 10 * bulk
+    for _ in range(10):
+        explained.fill(WIDE, bulk)
+    explained.relay()
+    explained.fill_slowly(backlog)
+    plans = explained.relay()
+    said = [(plan.most(), plan.busiest(), plan.text) for plan in plans if plan.most() > backlog + FEW]
+    assert not said
+    assert rows(explained.url, "select count(*) from log_record") == [(read + backlog,)]
