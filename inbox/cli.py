@@ -64,7 +64,9 @@ def run(
     ] = Start.EARLIEST,
     retain: Annotated[
         timedelta,
-        options.retain_option("inbox", "How long a message is remembered as handled: longer than the log keeps it."),
+        options.retain_option(
+            "inbox", "8d", "How long a message is remembered as handled: longer than the log keeps it."
+        ),
     ] = timedelta(days=8),
     schema: Schema = None,
     prefix: Prefix = None,

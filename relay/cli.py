@@ -69,7 +69,8 @@ def run(
         float, seconds_option("relay", "--lease", "How long a relay that hangs keeps the others waiting.")
     ] = 10.0,
     retain: Annotated[
-        timedelta, options.retain_option("relay", "How long entries stay in the outbox that every relay has read.")
+        timedelta,
+        options.retain_option("relay", "1d", "How long entries stay in the outbox that every relay has read."),
     ] = timedelta(days=1),
     schema: Schema = None,
     prefix: Prefix = None,

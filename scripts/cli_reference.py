@@ -104,6 +104,8 @@ def _choices(kind: Any) -> list[str]:
 def _default(one: Parameter) -> str:
     if one.default is None or one.kind is bool:
         return ""
+    if isinstance(one.info.show_default, str):
+        return f"`{one.info.show_default}`"
     value = one.default.value if isinstance(one.default, Enum) else one.default
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 

@@ -77,9 +77,9 @@ def _seconds(text: str | float) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
-def retain_option(program: str, words: str) -> Any:
-    """Declare `--retain`, which takes a duration as in `12h` or `7d`."""
-    return option(program, "--retain", words, parser=_retention, metavar="DURATION")
+def retain_option(program: str, kept: str, words: str) -> Any:
+    """Declare `--retain`, which takes a duration as in `12h` or `7d`; by default, what `kept` says."""
+    return option(program, "--retain", words, parser=_retention, metavar="DURATION", show_default=kept)
 
 
 def _retention(text: str | timedelta) -> timedelta:
