@@ -64,9 +64,12 @@ class Consumers:
         """One is told to end, unless there are few."""
         if len(self.running) > LEAST:
             process = self._one()
+            # Before that it has not come to listen to signals, and the signal itself would end it.
+            self._is_member(process)
             self.running.remove(process)
             process.terminate()
-            assert process.ended() == 0, self.words()
+            code = process.ended()
+            assert code == 0, f"exit code {code}\n{self.words()}"
             assert not self.member(process), "a clean end leaves the group"
             self.happened["left"] += 1
 
