@@ -21,7 +21,15 @@ from outbox.process.urls import libpq_url, shown
 
 Connection = psycopg.Connection[DictRow]
 
-_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected, psycopg.OperationalError, psycopg.InterfaceError)
+_AGAIN = (
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    # Connections that are lost, as the others, though their class is that of internal errors: a process was stopped.
+    errors.IdleInTransactionSessionTimeout,
+    errors.TransactionTimeout,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+)
 _BAD_SETTING = re.compile(r"(connection is bad: )?invalid (\S+ value|integer value|port number|URI|connection option)")
 
 

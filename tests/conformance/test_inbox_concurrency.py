@@ -354,7 +354,7 @@ def test_an_async_handler_that_takes_too_long_is_cancelled_and_the_others_are_no
     inbox = Inbox(GROUP)
     cancelled: list[str] = []
 
-    @inbox.handler(TOPIC, timeout_seconds=0.2, retry=AT_ONCE)
+    @inbox.handler(TOPIC, timeout_seconds=1, retry=AT_ONCE)
     async def handle(delivery: Delivery[str], connection: AsyncConnection) -> None:
         await connection.execute(text(INSERT), {"body": delivery.data, "attempt": delivery.attempt})
         if delivery.data == KEYS[0] and delivery.attempt == 1:
@@ -374,13 +374,13 @@ def test_a_def_handler_that_took_too_long_is_rolled_back_and_the_others_are_not(
     inbox = Inbox(GROUP)
     attempts: list[int] = []
 
-    @inbox.handler(TOPIC, timeout_seconds=0.2, retry=AT_ONCE)
+    @inbox.handler(TOPIC, timeout_seconds=1, retry=AT_ONCE)
     def handle(delivery: Delivery[str], session: Session) -> None:
         effect(delivery, session)
         if delivery.data == KEYS[0]:
             attempts.append(delivery.attempt)
             if delivery.attempt == 1:
-                threading.Event().wait(0.3)
+                threading.Event().wait(1.1)
 
     road.put(*(message(key, key=key) for key in KEYS))
     inbox.run(road.database, road.log, once=True, concurrency=4)

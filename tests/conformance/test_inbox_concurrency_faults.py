@@ -224,17 +224,17 @@ def test_a_claim_that_was_lost_drops_what_another_consumer_is_ahead_with(
 
 def test_a_predecessor_that_hangs_with_an_id_is_ended(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """I8: a stopped process can hold an id where no time-out of the server ends it."""
-    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.6)
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 1.0)
     inbox = Inbox(GROUP)
     calls: list[tuple[str, int]] = []
 
     def handle(delivery: Delivery[str], session: Session) -> None:
         calls.append((delivery.data, delivery.attempt))
         if delivery.data == "slow":
-            threading.Event().wait(0.45)
+            threading.Event().wait(1.9)
         effect(delivery, session)
 
-    on(inbox, "def", handle, timeout_seconds=0.5, retry=RetryPolicy(attempts=1))
+    on(inbox, "def", handle, timeout_seconds=3, retry=RetryPolicy(attempts=1))
     held = message("held", key="a")
     road.put(held, *(message("slow", key=f"k{number}") for number in range(4)))
     with psycopg.connect(road.database, application_name=f"inbox {GROUP}") as hanging:

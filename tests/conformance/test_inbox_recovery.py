@@ -10,12 +10,13 @@ from databases import rows, wait_until
 from inbox_road import INSERT, Road, effect, message, on, running
 from inbox_twins import GROUP, Twin, twins
 from postgresql_server import PostgresqlServer
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from inbox import Delivery, Inbox
 from inbox.lending import Lent
+from inbox.registration import Registration
 from outbox.errors import ConfigurationError
 from outbox.retry import RetryPolicy
 from relay.logs.memory import MemoryConsumer
@@ -173,10 +174,10 @@ def test_a_predecessor_that_hangs_in_its_transaction_is_ended(
     postgresql_url: str, hangs_in: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I8: a stopped process can hold its claim where no time-out of the server ends it."""
-    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.3)
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 2.0)
     road = Road(postgresql_url)
     inbox = Inbox(GROUP)
-    on(inbox, "def", effect, timeout_seconds=0.2)
+    on(inbox, "def", effect, timeout_seconds=1)
     road.write("one")
     inbox.run(road.database, road.log, once=True)
     road.write("two")
@@ -186,6 +187,30 @@ def test_a_predecessor_that_hangs_in_its_transaction_is_ended(
         with pytest.raises(psycopg.OperationalError):
             hanging.execute("select 1")
     assert road.effects == ["one", "two"]
+
+
+def test_a_process_that_was_stopped_in_a_transaction_of_its_own_goes_on(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I8: the server ends a session that idles in a transaction, with an error of no class of lost connections."""
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 1.0)
+    road = Road(postgresql_url)
+    inbox = Inbox(GROUP)
+    on(inbox, "def", effect, timeout_seconds=1)
+    register, ended = Registration.register, []
+
+    def stopped(self: Registration, connection: Connection, *arguments: Any, **named: Any) -> bool:
+        if not ended:
+            ended.append(connection.scalar(text("select pg_backend_pid()")))
+            alive = "select 1 from pg_stat_activity where pid = ?"
+            wait_until(lambda: not rows(road.database, alive, ended[0]), "the server has ended the session")
+        return register(self, connection, *arguments, **named)
+
+    monkeypatch.setattr(Registration, "register", stopped)
+    road.write("one")
+    inbox.run(road.database, road.log, once=True)
+    assert ended
+    assert road.effects == ["one"]
 
 
 def test_a_read_only_database_is_refused_in_words(postgresql_url: str) -> None:

@@ -37,7 +37,7 @@ def test_an_async_handler_that_takes_too_long_is_cancelled(road: Road) -> None:
     inbox = Inbox("billing")
     cancelled: list[int] = []
 
-    @inbox.handler("orders", timeout_seconds=0.05, retry=AT_ONCE)
+    @inbox.handler("orders", timeout_seconds=1, retry=AT_ONCE)
     async def handle(delivery: Delivery[str], connection: AsyncConnection) -> None:
         await connection.execute(text(INSERT), {"body": delivery.data, "attempt": delivery.attempt})
         if delivery.attempt < 3:
@@ -57,7 +57,7 @@ def test_an_async_handler_is_cancelled_inside_a_statement(postgresql_url: str) -
     road = Road(postgresql_url)
     inbox = Inbox("billing")
 
-    @inbox.handler("orders", timeout_seconds=0.2, retry=AT_ONCE)
+    @inbox.handler("orders", timeout_seconds=1, retry=AT_ONCE)
     async def handle(delivery: Delivery[str], connection: AsyncConnection) -> None:
         await connection.execute(text(INSERT), {"body": delivery.data, "attempt": delivery.attempt})
         if delivery.attempt == 1:
@@ -74,12 +74,12 @@ def test_a_def_handler_that_took_too_long_is_rolled_back_and_it_was_an_attempt(r
     inbox = Inbox("billing")
     attempts: list[int] = []
 
-    @inbox.handler("orders", timeout_seconds=0.05, retry=AT_ONCE)
+    @inbox.handler("orders", timeout_seconds=1, retry=AT_ONCE)
     def handle(delivery: Delivery[str], session: Session) -> None:
         attempts.append(delivery.attempt)
         effect(delivery, session)
         if delivery.attempt < 3:
-            threading.Event().wait(0.1)
+            threading.Event().wait(1.1)
 
     road.write("one")
     inbox.run(road.database, road.log, once=True)
@@ -90,19 +90,21 @@ def test_a_def_handler_that_took_too_long_is_rolled_back_and_it_was_an_attempt(r
 def test_the_session_ends_a_statement_or_an_idle_handler_that_lasts_too_long_and_it_was_an_attempt(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.2)
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 2.0)
     road = Road(postgresql_url)
     inbox = Inbox("billing")
     attempts: list[int] = []
+    alive = "select 1 from pg_stat_activity where pid = ?"
 
-    @inbox.handler("orders", timeout_seconds=0.1, retry=AT_ONCE)
+    @inbox.handler("orders", timeout_seconds=1, retry=AT_ONCE)
     def handle(delivery: Delivery[str], session: Session) -> None:
         attempts.append(delivery.attempt)
         effect(delivery, session)
         if delivery.attempt == 1:
             session.execute(text("select pg_sleep(60)"))
         if delivery.attempt == 2:
-            threading.Event().wait(0.6)
+            backend = session.scalar(text("select pg_backend_pid()"))
+            wait_until(lambda: not rows(road.database, alive, backend), "the server has ended the idle session")
             session.execute(text("select 1"))
 
     road.write("one")
@@ -238,16 +240,16 @@ def test_a_batch_that_lasts_too_long_is_cut_and_nothing_of_it_is_doubled(
 def test_handlers_that_call_others_do_not_let_their_session_be_ended_as_idle(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 0.4)
-    monkeypatch.setattr("inbox.work.SLACK_SECONDS", 0.4)
+    monkeypatch.setattr("inbox.claims.SLACK_SECONDS", 1.0)
+    monkeypatch.setattr("inbox.work.SLACK_SECONDS", 1.0)
     road = Road(postgresql_url)
     inbox = Inbox("billing")
     calls: list[str] = []
 
-    @inbox.handler("orders", timeout_seconds=0.5, retry=RetryPolicy(attempts=1))
+    @inbox.handler("orders", timeout_seconds=2, retry=RetryPolicy(attempts=1))
     def handle(delivery: Delivery[str]) -> None:
         calls.append(delivery.data)
-        threading.Event().wait(0.25)
+        threading.Event().wait(0.45)
 
     road.write(*"abcdefgh")
     inbox.run(road.database, road.log, once=True)
