@@ -19,8 +19,8 @@ class Capabilities:
 
     Attributes:
         ordered_per_key: records of one topic and key are read in the order in which they were produced.
-        exactly_once: records and the number of their chunk become visible together; the producer is a
-            `NumberedProducer`.
+        exactly_once: records and the number of their chunk become visible together, where the relay asks for it; the
+            producer is a `NumberedProducer` then.
         consumer_groups: a group's committed offsets are kept, and its members share the partitions.
         replayable: a consumer may begin at any offset that is still kept.
         fences: records of an epoch that is no longer the newest are refused by the log itself.
@@ -110,6 +110,7 @@ class ProducerIdentity:
         incarnation: the registration's uuid.
         epoch: the lease's number; a newer one fences this one.
         lease_seconds: the lease's length. A chunk that is not durable in half of it is better given up (`TimedOut`).
+        delivery: `at-least-once`, `exactly-once` or `at-most-once`, as the relay was asked.
     """
 
     relay: str
@@ -117,6 +118,7 @@ class ProducerIdentity:
     incarnation: UUID
     epoch: Epoch
     lease_seconds: float = 10.0
+    delivery: str = "at-least-once"
 
 
 class Producer(Protocol):

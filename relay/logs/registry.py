@@ -15,8 +15,13 @@ ENTRY_POINTS = "relay.logs"
 Adapter = Callable[[str, LogOptions], Log]
 """What an adapter offers: `open(url, options)`. It raises ConfigurationError for a URL that it cannot read."""
 
-_OURS = {"memory": "relay.logs.memory", "postgresql": "relay.logs.builtin", "sqlite": "relay.logs.builtin"}
-_EXTRAS = {"postgresql": "postgresql"}
+_OURS = {
+    "kafka": "relay.logs.kafka",
+    "memory": "relay.logs.memory",
+    "postgresql": "relay.logs.builtin",
+    "sqlite": "relay.logs.builtin",
+}
+_EXTRAS = {"kafka": "kafka", "postgresql": "postgresql"}
 _ALIASES = {"postgres": "postgresql"}
 _PACKAGES = ("outbox", "relay", "inbox")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)(?:\+[A-Za-z0-9_.+-]*)?://")
@@ -26,7 +31,8 @@ def open_log(url: str, options: LogOptions = LogOptions()) -> Log:  # noqa: B008
     """Open a log by its URL. The log need not be reachable: see `Log.check`.
 
     Args:
-        url: `postgresql://...` or `sqlite:///...` with any driver or none, `memory://NAME`, or a third party's scheme.
+        url: `postgresql://...` or `sqlite:///...` with any driver or none, `kafka://host:9092`, `memory://NAME`, or a
+            third party's scheme.
         options: what an adapter is told beside the URL.
 
     Raises:

@@ -1,0 +1,180 @@
+"""What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+
+from outbox.errors import OutboxError, Permanent, Unreachable
+from outbox.message import Offset
+from relay.logs.contract import Bounds, Partition
+from relay.logs.kafka.address import Address
+from relay.logs.kafka.client import Faults, answer, made
+from relay.logs.kafka.errors import UNKNOWN_TOPIC
+
+Answer = TypeVar("Answer")
+
+ASK_SECONDS = 5.0
+"""How long one answer is waited for; less where no broker can be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as the brokers describe it.
+
+    Attributes:
+        name: its name.
+        id: tells it from an earlier or later one of the same name.
+        partitions: how many.
+        replicas: on how many brokers its first partition lies.
+    """
+
+    name: str
+    id: str
+    partitions: int
+    replicas: int
+
+    def parts(self) -> list[Partition]:
+        """Return its partitions."""
+        return [Partition(self.name, self.id, number) for number in range(self.partitions)]
+
+
+class Cluster:
+    """The brokers of one log. Safe to use from several threads.
+
+    Raises:
+        ConfigurationError: a setting of the address is unknown, or has a value that it cannot have.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._faults = Faults()
+        self._admin = made(AdminClient, address, self._faults, {})
+
+    def _ask(self, doing: str, future: "Future[Answer]", seconds: float = ASK_SECONDS) -> Answer:
+        return answer(future, doing, self._faults, self._admin.poll, seconds)
+
+    def identity(self) -> str:
+        """Return the cluster's id.
+
+        Raises:
+            Unreachable: no broker answers.
+        """
+        self._faults.forget()
+        described = self._ask("asking who the brokers are", self._admin.describe_cluster(request_timeout=ASK_SECONDS))
+        if not described.cluster_id:
+            raise Permanent("the brokers say no cluster id, by which the relay knows its log again: Kafka 2.8 or newer")
+        return str(described.cluster_id)
+
+    def topics(self, names: Collection[str]) -> dict[str, Topic]:
+        """Return those of the topics that exist.
+
+        Raises:
+            Unreachable: no broker answers.
+            Permanent: one may not be looked at.
+        """
+        if not names:
+            return {}
+        self._faults.forget()
+        asked = self._admin.describe_topics(TopicCollection(sorted(names)), request_timeout=ASK_SECONDS)
+        found = {}
+        for name, future in asked.items():
+            described = self._unless_unknown(f"asking for topic {name!r}", future)
+            if described is not None:
+                replicas = len(described.partitions[0].replicas) if described.partitions else 0
+                found[name] = Topic(name, str(described.topic_id), len(described.partitions), replicas)
+        return found
+
+    def _unless_unknown(self, doing: str, future: "Future[Answer]") -> Answer | None:
+        try:
+            return self._ask(doing, future)
+        except OutboxError as error:
+            code = code_of(error)
+            if code in UNKNOWN_TOPIC:
+                return None
+            if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise Permanent(f"{doing}: our user may not DESCRIBE it; grant it that") from error
+            raise
+
+    def bounds(self, partitions: Iterable[Partition]) -> dict[Partition, Bounds]:
+        """Return what each partition holds of committed records.
+
+        Raises:
+            Retryable: no broker answers, or a topic has gone meanwhile.
+        """
+        wanted = list(partitions)
+        if not wanted:
+            return {}
+        first, end = (self._offsets(wanted, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        return {one: Bounds(first[one], end[one]) for one in wanted}
+
+    def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
+        self._faults.forget()
+        asked = {TopicPartition(one.topic, one.number): spec for one in partitions}
+        futures = self._admin.list_offsets(
+            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
+        )
+        found = {
+            (part.topic, part.partition): Offset(self._ask(f"asking what {part.topic!r} holds", future).offset)
+            for part, future in futures.items()
+        }
+        return {one: found[one.topic, one.number] for one in partitions}
+
+    def most_bytes(self, topics: Collection[str]) -> dict[str, int]:
+        """Return each topic's `max.message.bytes`; those that may not be asked for are left out."""
+        return {name: int(found["max.message.bytes"]) for name, found in self.configs(topics).items()}
+
+    def configs(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
+        """Return the settings of topics; those that do not exist or may not be asked for are left out.
+
+        Raises:
+            Unreachable: no broker answers.
+        """
+        if not topics:
+            return {}
+        self._faults.forget()
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(topics)]
+        found = {}
+        for resource, future in self._admin.describe_configs(resources, request_timeout=ASK_SECONDS).items():
+            try:
+                entries = self._ask(f"asking for the settings of {resource.name!r}", future)
+            except Unreachable:
+                raise
+            except OutboxError:
+                continue
+            found[str(resource.name)] = {name: str(entry.value) for name, entry in entries.items()}
+        return found
+
+    def make(self, topics: Collection[str], *, partitions: int, replication: int | None) -> None:
+        """Make topics; one that is there already is left alone.
+
+        Raises:
+            Retryable: no broker answers.
+            Permanent: the brokers do not let us.
+        """
+        if not topics:
+            return
+        self._faults.forget()
+        wanted = [NewTopic(name, partitions, -1 if replication is None else replication) for name in sorted(topics)]
+        for name, future in self._admin.create_topics(wanted, request_timeout=ASK_SECONDS).items():
+            try:
+                self._ask(f"making topic {name!r}", future)
+            except OutboxError as error:
+                _refuse_unmade(name, error)
+
+
+def code_of(error: OutboxError) -> int | None:
+    """Return the code of the client's error behind one of ours."""
+    cause = error.__cause__
+    return int(cause.args[0].code()) if isinstance(cause, KafkaException) else None
+
+
+def _refuse_unmade(name: str, error: OutboxError) -> None:
+    if code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:
+        return
+    if isinstance(error, Unreachable):
+        raise error
+    raise Permanent(f"{error}: make the topic yourself, or mend ?partitions= and ?replication= of --log") from error
