@@ -48,8 +48,9 @@ format: $(INSTALLED) ## format, and mend what the linter can
 reference: $(INSTALLED) ## write docs/commands.md anew
 	$(BIN)/python scripts/cli_reference.py > docs/commands.md
 
-services: $(INSTALLED) ## start PostgreSQL 14 to 18 for the tests (VERSION=16 for one); scripts/services says more
+services: $(INSTALLED) ## start PostgreSQL 14 to 18 (VERSION=16 for one) and Kafka for the tests; scripts/services says more
 	scripts/services start postgresql --version $(VERSION)
+	scripts/services start kafka
 
 stop-services: ## stop them
 	scripts/services stop

