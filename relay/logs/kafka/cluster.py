@@ -1,6 +1,6 @@
 """What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.client import Faults, answer, made
-from relay.logs.kafka.errors import UNKNOWN_TOPIC
+from relay.logs.kafka.errors import UNKNOWN_TOPIC, translated
 
 Answer = TypeVar("Answer")
 
@@ -108,7 +108,8 @@ class Cluster:
         wanted = list(partitions)
         if not wanted:
             return {}
-        first, end = (self._offsets(wanted, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        specs: Any = OffsetSpec  # it has no types
+        first, end = (self._offsets(wanted, spec) for spec in (specs.earliest(), specs.latest()))
         return {one: Bounds(first[one], end[one]) for one in wanted}
 
     def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
@@ -122,10 +123,6 @@ class Cluster:
             for part, future in futures.items()
         }
         return {one: found[one.topic, one.number] for one in partitions}
-
-    def most_bytes(self, topics: Collection[str]) -> dict[str, int]:
-        """Return each topic's `max.message.bytes`; those that may not be asked for are left out."""
-        return {name: int(found["max.message.bytes"]) for name, found in self.configs(topics).items()}
 
     def configs(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """Return the settings of topics; those that do not exist or may not be asked for are left out.
@@ -148,6 +145,13 @@ class Cluster:
             found[str(resource.name)] = {name: str(entry.value) for name, entry in entries.items()}
         return found
 
+    def ask_for(self, topics: Collection[str]) -> None:
+        """Ask for topics in the way that has brokers make them which make topics by themselves."""
+        self._faults.forget()
+        with translated("asking for topics"):
+            for name in sorted(topics):
+                self._admin.list_topics(name, timeout=ASK_SECONDS)
+
     def make(self, topics: Collection[str], *, partitions: int, replication: int | None) -> None:
         """Make topics; one that is there already is left alone.
 
@@ -163,7 +167,7 @@ class Cluster:
             try:
                 self._ask(f"making topic {name!r}", future)
             except OutboxError as error:
-                _refuse_unmade(name, error)
+                _refuse_unmade(error)
 
 
 def code_of(error: OutboxError) -> int | None:
@@ -172,7 +176,7 @@ def code_of(error: OutboxError) -> int | None:
     return int(cause.args[0].code()) if isinstance(cause, KafkaException) else None
 
 
-def _refuse_unmade(name: str, error: OutboxError) -> None:
+def _refuse_unmade(error: OutboxError) -> None:
     if code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:
         return
     if isinstance(error, Unreachable):

@@ -30,9 +30,7 @@ _AWAY = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
 )
-TOO_LARGE = frozenset(
-    {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE}
-)
+TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE})
 UNKNOWN_TOPIC = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -59,6 +57,11 @@ _REMEDIES = {
 def is_permanent(error: KafkaError) -> bool:
     """Return whether a message that was refused so would be refused again: the message itself is at fault."""
     return error.code() in _REMEDIES
+
+
+def remedy_of(code: int) -> str:
+    """Return what to do about a permanent error."""
+    return _REMEDIES[code]
 
 
 def words_of(error: KafkaError) -> str:
