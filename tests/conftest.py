@@ -107,13 +107,19 @@ def kafka_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def own_kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
-    """A broker for one test alone, which may stop, kill and start it."""
+def kafka_programs(request: pytest.FixtureRequest) -> Path:
+    """What a `KafkaServer` runs: for a test that starts brokers of its own, with settings of their own."""
     why_not = local_kafka.why_no_programs()
     if why_not is not None:
         backends.skip_or_fail(backends.KAFKA, why_not)
     backends.takes_part(request, backends.KAFKA)
-    server = KafkaServer(programs=local_kafka.programs_of_kafka())
+    return local_kafka.programs_of_kafka()
+
+
+@pytest.fixture
+def own_kafka_server(kafka_programs: Path) -> Iterator[KafkaServer]:
+    """A broker for one test alone, which may stop, kill and start it."""
+    server = KafkaServer(programs=kafka_programs)
     try:
         yield server.start()
     finally:
