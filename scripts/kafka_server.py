@@ -28,11 +28,16 @@ STARTED = "Kafka Server started"
 
 # It is to start fast and stay small. The full compiler pays for itself only after minutes of load.
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xshare:auto")
-LOG_OPTIONS = (
-    "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
-    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn",  # all its settings, hundreds of lines
-    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaConfig=warn",
+LOG_OPTIONS = tuple(
+    f"-Dorg.slf4j.simpleLogger.{name}"
+    for name in (
+        "showDateTime=true",
+        "dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS",
+        "defaultLogLevel=warn",  # it says so much of its starting and stopping that the reason of a failure is lost
+        "log.kafka.server.KafkaRaftServer=info",  # STARTED
+        "log.kafka.coordinator=info",  # transactions
+        "log.org.apache.kafka.coordinator.group=info",  # who joins, who leaves
+    )
 )
 SETTINGS = {
     "process.roles": "broker,controller",
@@ -46,6 +51,9 @@ SETTINGS = {
     "transaction.state.log.num.partitions": "4",
     "transaction.state.log.min.isr": "1",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",  # tests wait for timed out transactions
+    # After a kill the controller lets the broker in once its last session is over: with Kafka's 9 s a start takes 12 s.
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "250",
     "group.initial.rebalance.delay.ms": "0",
     "auto.create.topics.enable": "false",
     "log.cleaner.dedupe.buffer.size": "4194304",  # 128 MB of the heap otherwise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -75,7 +75,11 @@ class LocalKafka:
 
     def _server(self, programs: Path | None = None, controller_port: int | None = None) -> KafkaServer:
         port = int(self._port_file.read_text())
-        return KafkaServer(self.folder, programs=programs, port=port, controller_port=controller_port)
+        # Nobody kills this one, and a machine that is busy for seconds should not cost it its session.
+        settings = {"broker.session.timeout.ms": "9000", "broker.heartbeat.interval.ms": "2000"}
+        return KafkaServer(
+            self.folder, programs=programs, port=port, controller_port=controller_port, settings=settings
+        )
 
 
 def _free(usual: int) -> int:
@@ -126,5 +130,5 @@ def _fetch(folder: Path) -> None:
             "-DincludeScope=runtime",
             f"-DoutputDirectory={whole}",
         )
-        shutil.rmtree(folder, ignore_errors=True)
-        whole.rename(folder)
+        with contextlib.suppress(OSError):  # another process was first: its jars will do
+            whole.rename(folder)

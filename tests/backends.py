@@ -1,19 +1,23 @@
-"""Which real databases there are for the tests, and the report of those that took part.
+"""Which real databases and brokers there are for the tests, and the report of those that took part.
 
 OUTBOX_TEST_POSTGRESQL      URL of the server that most tests use; without it, an embedded one is started
 OUTBOX_TEST_POSTGRESQL_15   URL of a server of that version, for the tests that run on every version; without it,
                             the one that `scripts/services start postgresql --version 15` started
-OUTBOX_TEST_REQUIRE         what must be there, as `postgresql-15,postgresql-16`, or `all`: missing is an error
+OUTBOX_TEST_KAFKA           kafka:// URL of a broker; without it, the one that `scripts/services start kafka` started
+OUTBOX_TEST_REQUIRE         what must be there, as `postgresql-15,kafka`, or `all`: missing is an error
 """
 
 import os
 from collections import Counter
+from typing import NoReturn
 
 import psycopg
 import pytest
+from local_kafka import LocalKafka
 from local_postgresql import EMBEDDED_VERSION, VERSIONS, LocalPostgresql
 
 SQLITE = "sqlite"
+KAFKA = "kafka"
 PROPERTY = "backend"
 
 
@@ -43,9 +47,23 @@ def named_postgresql(version: int) -> str | None:
     return local.url() if local.is_running() else None
 
 
+def kafka() -> str | None:
+    """Return the URL of the broker that tests use; None if there is none."""
+    url = os.environ.get("OUTBOX_TEST_KAFKA")
+    if url:
+        return url
+    local = LocalKafka()
+    return local.url() if local.is_running() else None
+
+
 def name_of(version: int) -> str:
     """Return how a version is called in the report and in OUTBOX_TEST_REQUIRE."""
     return f"postgresql-{version}"
+
+
+def why_kafka_is_absent() -> str:
+    """Say how to have Kafka take part."""
+    return "not running (scripts/services start kafka, or OUTBOX_TEST_KAFKA)"
 
 
 def why_absent(version: int) -> str:
@@ -55,24 +73,37 @@ def why_absent(version: int) -> str:
 
 def absent() -> dict[str, str]:
     """Return the backends that are not there, with how to have them."""
-    return {
+    postgresql = {
         name_of(version): why_absent(version)
         for version in VERSIONS
         if version != main_version() and named_postgresql(version) is None
     }
+    return postgresql if kafka() else {**postgresql, KAFKA: why_kafka_is_absent()}
+
+
+def required() -> set[str]:
+    """Return the names of the backends that must be there, or `all`."""
+    return {name.strip() for name in os.environ.get("OUTBOX_TEST_REQUIRE", "").split(",") if name.strip()}
 
 
 def refuse_if_missing() -> None:
     """Stop the run before it begins when a required backend is not there."""
-    required = {name.strip() for name in os.environ.get("OUTBOX_TEST_REQUIRE", "").split(",") if name.strip()}
-    known = {SQLITE, *map(name_of, VERSIONS)}
-    unknown = required - known - {"all"}
+    names = required()
+    known = {SQLITE, KAFKA, *map(name_of, VERSIONS)}
+    unknown = names - known - {"all"}
     if unknown:
         raise pytest.UsageError(f"OUTBOX_TEST_REQUIRE names {sorted(unknown)}; known are {sorted(known)} and all")
-    missing = {name: why for name, why in absent().items() if required & {name, "all"}} if required else {}
+    missing = {name: why for name, why in absent().items() if names & {name, "all"}} if names else {}
     if missing:
         words = "\n".join(f"  {name}: {why}" for name, why in missing.items())
         raise pytest.UsageError(f"OUTBOX_TEST_REQUIRE is set, and these are missing:\n{words}")
+
+
+def skip_or_fail(name: str, why: str) -> NoReturn:
+    """Skip the test, for a backend that is not there; fail it where the backend is required."""
+    if required() & {name, "all"}:
+        pytest.fail(f"OUTBOX_TEST_REQUIRE is set, and {name} is missing: {why}", pytrace=False)
+    pytest.skip(f"{name}: {why}")
 
 
 def takes_part(request: pytest.FixtureRequest, name: str) -> None:

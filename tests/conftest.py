@@ -1,11 +1,13 @@
-"""What all tests share: a real PostgreSQL, a database of its own for each test, and SQLite files."""
+"""What all tests share: a real PostgreSQL, a database of its own for each test, SQLite files, and a real Kafka."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import local_kafka
 import pytest
 from databases import drop_database, make_database
+from kafka_server import KafkaServer
 from local_postgresql import VERSIONS
 from postgresql_server import PostgresqlServer
 
@@ -92,3 +94,33 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """An empty database of each dialect."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def kafka_url(request: pytest.FixtureRequest) -> str:
+    """A broker that other tests use too: topics, groups and transactional ids have to be of the test's own."""
+    url = backends.kafka()
+    if url is None:
+        backends.skip_or_fail(backends.KAFKA, backends.why_kafka_is_absent())
+    backends.takes_part(request, backends.KAFKA)
+    return url
+
+
+@pytest.fixture
+def kafka_programs(request: pytest.FixtureRequest) -> Path:
+    """What a `KafkaServer` runs: for a test that starts brokers of its own, with settings of their own."""
+    why_not = local_kafka.why_no_programs()
+    if why_not is not None:
+        backends.skip_or_fail(backends.KAFKA, why_not)
+    backends.takes_part(request, backends.KAFKA)
+    return local_kafka.programs_of_kafka()
+
+
+@pytest.fixture
+def own_kafka_server(kafka_programs: Path) -> Iterator[KafkaServer]:
+    """A broker for one test alone, which may stop, kill and start it."""
+    server = KafkaServer(programs=kafka_programs)
+    try:
+        yield server.start()
+    finally:
+        server.delete()
