@@ -1,6 +1,6 @@
 """A broker that many tests share at a time: each sees the topics and groups of its own, under their plain names.
 
-    the test says "orders", "g"   ->  the broker has "t3f9a1c.orders", "t3f9a1c.g"
+the test says "orders", "g"   ->  the broker has "t3f9a1c.orders", "t3f9a1c.g"
 """
 
 import uuid

@@ -70,7 +70,9 @@ def made(make: Callable[..., Client], address: Address, faults: Faults, settings
         raise ConfigurationError(f"the log's settings: {error.args[0].str()}") from None
 
 
-def answer(future: "Future[Answer]", doing: str, faults: Faults, poll: Callable[[float], object], seconds: float) -> Answer:
+def answer(
+    future: "Future[Answer]", doing: str, faults: Faults, poll: Callable[[float], object], seconds: float
+) -> Answer:
     """Wait for what was asked of the brokers; no longer than until none of them can be reached.
 
     Raises:
