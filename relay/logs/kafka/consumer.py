@@ -26,7 +26,7 @@ from relay.logs.kafka.commits import Commits
 from relay.logs.kafka.membership import DEFAULTS, Membership
 from relay.logs.kafka.reading import Reading, place_of
 from relay.logs.kafka.standing import Sight, Standing
-from relay.logs.kafka.troubles import judged, lost_records
+from relay.logs.kafka.troubles import is_disagreement, judged, lost_records, name_taken
 
 COMMIT_SECONDS = 1.0
 SILENT_SECONDS = 0.5
@@ -160,6 +160,8 @@ class KafkaConsumer:
         membership.begin({place_of(partition): offset for partition, offset in begins.items()})
         for partition, offset in begins.items():
             self._reading.begin(partition, offset)
+        # Without having to ask whether somebody else has the rest.
+        self._settled = self._reading.partitions >= {part for topic in sight.topics.values() for part in topic.parts()}
         self._standing.hasten()
 
     def _take_away(self, places: Collection[Place], lost: bool) -> None:  # noqa: FBT001 - a callback's own shape
@@ -233,7 +235,9 @@ class KafkaConsumer:
         if error.fatal():
             self._lose()
             raise Retryable(f"group {self._group!r}: {error.str()}; it is joined again")
-        trouble = judged(error, self._group, self._cluster)
+        if is_disagreement(error):
+            raise name_taken(self._group, self._cluster)
+        trouble = judged(error, f"reading for group {self._group!r}")
         if trouble is not None:
             raise trouble
 

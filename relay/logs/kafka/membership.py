@@ -3,8 +3,8 @@
     the group gives a partition   -> it waits until `begin` says from where on it is read
     the group takes one away      -> `taken` is called, and has finished with it when it returns
 
-Given is not begun: the listener may have to be asked more than once where to begin, and until it has answered nothing is
-fetched. All callbacks run inside `fetch` and `close`, in the thread that calls them.
+Given is not begun: the listener may have to be asked more than once where to begin, and until it has answered nothing
+is fetched. All callbacks run inside `fetch` and `close`, in the thread that calls them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

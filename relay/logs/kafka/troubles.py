@@ -19,19 +19,31 @@ _PASSING = UNKNOWN_TOPIC | {
 }
 
 
-def judged(error: KafkaError, group: str, cluster: Cluster) -> OutboxError | None:
+def judged(error: KafkaError, doing: str) -> OutboxError | None:
     """Return what is to be raised for an error that came between the records; None for one that passes by itself."""
     code = error.code()
     if code in _PASSING:
         return None
-    if code in (KafkaError.INCONSISTENT_GROUP_PROTOCOL, KafkaError.GROUP_ID_NOT_FOUND):
-        return ConfigurationError(
-            f"the name of group {group!r} is taken: its members {_manner(group, cluster)}, and a group's members have"
-            " to agree; stop them, or give this group another name (--group)"
-        )
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-        return Permanent(f"reading for group {group!r}: {error.str()}: grant our user READ and DESCRIBE on the topic")
-    return ours(error, f"reading for group {group!r}")
+        return Permanent(f"{doing}: {error.str()}: grant our user READ and DESCRIBE on the topic")
+    return ours(error, doing)
+
+
+def is_disagreement(error: KafkaError) -> bool:
+    """Return whether the members of the group are no members of ours."""
+    return error.code() in (KafkaError.INCONSISTENT_GROUP_PROTOCOL, KafkaError.GROUP_ID_NOT_FOUND)
+
+
+def name_taken(group: str, cluster: Cluster) -> ConfigurationError:
+    """Say that other programs use the group's name, and how."""
+    assignor = ""
+    with suppress(OutboxError):
+        assignor = cluster.ask_group(group).answer().assignor
+    how = f"divide partitions by {assignor!r}, ours by 'cooperative-sticky'" if assignor else "work in another way"
+    return ConfigurationError(
+        f"the name of group {group!r} is taken: its members {how}, and the members of a group have to agree; stop"
+        " them, or give this group another name (--group)"
+    )
 
 
 def lost_records(partition: Partition, offset: Offset, held: Bounds) -> str:
@@ -39,11 +51,3 @@ def lost_records(partition: Partition, offset: Offset, held: Bounds) -> str:
     where = f"the log has lost records of topic {partition.topic!r}, partition {partition.number}: offset {offset} was"
     what = f"{held.first} is the first that it has" if offset < held.first else f"it ends at {held.end}"
     return f"{where} to be read and {what}; restore them, or handle what is left with a group of another name"
-
-
-def _manner(group: str, cluster: Cluster) -> str:
-    """Say how the members of a group divide partitions."""
-    assignor = ""
-    with suppress(OutboxError):
-        assignor = cluster.ask_group(group).answer().assignor
-    return f"divide partitions by {assignor!r}, ours by 'cooperative-sticky'" if assignor else "work in another way"
