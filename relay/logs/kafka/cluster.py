@@ -252,8 +252,9 @@ class Cluster:
         wanted = list(partitions)
         if not wanted:
             return {}
-        found = self._offsets(wanted, OffsetSpec.for_timestamp(int(time.timestamp() * 1000)))
-        ends = self._offsets(wanted, OffsetSpec.latest())
+        specs: Any = OffsetSpec  # it has no types
+        found = self._offsets(wanted, specs.for_timestamp(int(time.timestamp() * 1000)))
+        ends = self._offsets(wanted, specs.latest())
         return {one: found[one] if found[one] >= 0 else ends[one] for one in wanted}
 
 
