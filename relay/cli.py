@@ -21,7 +21,12 @@ _STATUS = ("relay", "lag_messages", "lag_seconds", "position", "owner", "epoch",
 
 Log = Annotated[
     str | None,
-    option("relay", "--log", "The log: postgresql://..., sqlite:///file.db, memory://NAME, ...", metavar="URL"),
+    option(
+        "relay",
+        "--log",
+        "The log: kafka://host:9092, postgresql://..., sqlite:///file.db, memory://NAME, ...",
+        metavar="URL",
+    ),
 ]
 Config = Annotated[Path | None, options.config_option("relay")]
 Wait = Annotated[float, options.wait_option("relay")]
@@ -35,6 +40,13 @@ class Delivery(StrEnum):
     AT_LEAST_ONCE = "at-least-once"
     EXACTLY_ONCE = "exactly-once"
     AT_MOST_ONCE = "at-most-once"
+
+
+class OpenChunk(StrEnum):
+    """Whether a chunk that was on its way has arrived."""
+
+    SENT = "sent"
+    UNSENT = "unsent"
 
 
 class Start(StrEnum):
@@ -72,6 +84,14 @@ def run(
         timedelta,
         options.retain_option("relay", "1d", "How long entries stay in the outbox that every relay has read."),
     ] = timedelta(days=1),
+    open_chunk: Annotated[
+        OpenChunk | None,
+        option(
+            "relay",
+            "--open-chunk",
+            "Say whether a chunk arrived that the log has forgotten; a relay that asks says how.",
+        ),
+    ] = None,
     schema: Schema = None,
     prefix: Prefix = None,
     config: Config = None,
@@ -95,6 +115,7 @@ def run(
         schema=schema,
         prefix=prefix or "",
         wait=wait,
+        open_chunk=open_chunk and open_chunk.value,
     )
     with stopping() as stop:
         relay.run(once=once, stop=stop)

@@ -31,6 +31,7 @@ from relay.topics import parse_topics
 
 DELIVERIES = ("at-least-once", "exactly-once", "at-most-once")
 STARTS = ("earliest", "latest")
+OPEN_CHUNKS = ("sent", "unsent")
 RETAIN = timedelta(days=1)
 SHORTEST_LEASE_SECONDS = 1.0
 SHORTEST_WAIT_SECONDS = 0.005
@@ -66,6 +67,8 @@ class Relay:
         schema: where the outbox's tables lie.
         prefix: likewise.
         wait: seconds to go on trying, with `once`, to reach the database and the log.
+        open_chunk: `sent` or `unsent`: what a person found out about a chunk that was on its way, where the log has
+            forgotten it; only a relay that says so asks for it.
 
     Raises:
         ConfigurationError: an argument cannot be read.
@@ -85,6 +88,7 @@ class Relay:
         schema: str | None = None,
         prefix: str = "",
         wait: float = 10.0,
+        open_chunk: str | None = None,
     ) -> None:
         self._url = parse_url(database)
         self._place = Place(schema, prefix)
@@ -93,6 +97,7 @@ class Relay:
         self._topics = parse_topics(topics)
         self._delivery = _one_of("--delivery", delivery, DELIVERIES)
         self._start = _one_of("--start", start, STARTS)
+        self._open_chunk = None if open_chunk is None else _one_of("--open-chunk", open_chunk, OPEN_CHUNKS)
         self._lease_seconds = lease
         self._retain = checked_retention(retain, "--retain")
         self._wait = wait
@@ -145,7 +150,15 @@ class Relay:
             if not self._take(run, lease):
                 return
             try:
-                work = Work(self._name, database.installation(), registration.incarnation, log, self._delivery, local)
+                work = Work(
+                    self._name,
+                    database.installation(),
+                    registration.incarnation,
+                    log,
+                    self._delivery,
+                    local,
+                    self._open_chunk,
+                )
                 mover = database.mover(lease, self._topics, work)
                 try:
                     run.chores.working.set()

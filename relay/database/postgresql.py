@@ -21,9 +21,9 @@ from relay.logs.contract import Log
 from relay.move.chunks import Chunks, EntryChunks
 from relay.move.contract import Mover, Work
 from relay.move.copied_postgresql import CopiedChunks
-from relay.move.numbered import NumberedMover, settle_open_chunk
+from relay.move.elsewhere import mover_elsewhere
+from relay.move.numbered import settle_open_chunk
 from relay.move.postgresql import LocalPostgresqlMover
-from relay.move.produced import ProducingMover
 from relay.reader.postgresql import PostgresqlReader
 from relay.topics import TopicPatterns, parse_topics
 
@@ -131,7 +131,7 @@ class PostgresqlOutbox:
         if work.local and isinstance(work.log, BuiltinLog) and isinstance(lease, PostgresqlLease):
             settle_open_chunk(chunks, lease, work)
             return LocalPostgresqlMover(self._connection, self._place, reader, lease, log=work.log, work=work)
-        return NumberedMover(chunks, lease, work) if work.numbered else ProducingMover(reader, lease, work)
+        return mover_elsewhere(chunks, lease, work)
 
     def holds(self, log: Log) -> bool:
         """Return whether the log lies in this database: a lock taken here is refused there.

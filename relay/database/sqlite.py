@@ -19,8 +19,8 @@ from relay.logs.builtin.sqlite import same_file
 from relay.logs.contract import Log
 from relay.move.chunks import EntryChunks
 from relay.move.contract import Mover, Work
-from relay.move.numbered import NumberedMover, settle_open_chunk
-from relay.move.produced import ProducingMover
+from relay.move.elsewhere import mover_elsewhere
+from relay.move.numbered import settle_open_chunk
 from relay.move.sqlite import LocalSqliteMover
 from relay.reader.sqlite import SqliteReader, topic_condition
 from relay.topics import TopicPatterns, parse_topics
@@ -100,7 +100,7 @@ class SqliteOutbox:
         if work.local and isinstance(work.log, BuiltinLog) and isinstance(lease, SqliteLease):
             settle_open_chunk(chunks, lease, work)
             return LocalSqliteMover(self._connection, reader, lease, work.log, work)
-        return NumberedMover(chunks, lease, work) if work.numbered else ProducingMover(reader, lease, work)
+        return mover_elsewhere(chunks, lease, work)
 
     def holds(self, log: Log) -> bool:
         """Return whether the log lies in this file."""

@@ -166,12 +166,25 @@ class NumberedProducer(Producer, Protocol):
     """
 
     def number(self) -> int | None:
-        """Return the number of the last chunk that is in the log; None when there was none of this incarnation.
+        """Return the number of the last chunk in the log as this producer was opened; 0 when there was none.
 
-        Counts everything that the fenced producers brought in. Again: the same, until a chunk is produced.
+        Counts everything that the fenced producers brought in. None: the log does not know, because it has forgotten
+        it, or was never told one (`keep`).
 
         Raises:
             Retryable: the log does not answer.
+            Fenced: a newer epoch produces into this log.
+        """
+        ...
+
+    def keep(self, number: int) -> None:
+        """See that the log does not forget the number of the last chunk, where it would.
+
+        Called before the first chunk, and while there is none to be produced: costs nothing but now and then. Durable
+        when it returns. Again: no effect.
+
+        Raises:
+            Retryable: unknown outcome; the relay goes back to its checkpoint.
             Fenced: a newer epoch produces into this log.
         """
         ...

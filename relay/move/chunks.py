@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from outbox.errors import Permanent
-from outbox.message import Entry
+from outbox.message import Entry, Position
 from relay.checkpoint import Checkpoint, OpenChunk
+from relay.logs.rows import rows_of
 from relay.reader.contract import Limits, Reader
 
 Content = TypeVar("Content")
@@ -94,10 +95,10 @@ class EntryChunks:
 
 def bounds_of(entries: Sequence[Entry]) -> OpenChunk:
     """Return the bounds of a chunk of entries."""
-    digest = 0
-    for entry in entries:
-        digest ^= int.from_bytes(hashlib.blake2b(entry.message.id.bytes, digest_size=8).digest(), "big", signed=True)
-    return OpenChunk(entries[-1].position, len(entries), digest)
+    rows = rows_of(entries)
+    ids = "".join([row[1] for row in rows])
+    digest = hashlib.blake2b(ids.encode(), digest_size=8).digest()
+    return OpenChunk(Position(rows[-1][0]), len(rows), int.from_bytes(digest, "big", signed=True))
 
 
 def changed(bounds: OpenChunk, entries: int) -> Permanent:

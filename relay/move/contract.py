@@ -1,12 +1,15 @@
 """The contract of moving chunks, and what all ways of it share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from outbox.errors import MessageAtFault, Retryable
+from outbox.errors import MessageAtFault, Retryable, TimedOut, Unreachable
+from outbox.journal import Held, Lease, boot_seconds
+from outbox.message import Epoch
 from relay.logs.builtin import BuiltinLog
-from relay.logs.contract import Failure, Log
+from relay.logs.contract import Failure, Log, Producer, ProducerIdentity, Settlement
 
 
 class Moved(NamedTuple):
@@ -32,6 +35,8 @@ class Work:
         log: where records go.
         delivery: `at-least-once`, `exactly-once` or `at-most-once`.
         local: the log lies in the outbox's own database.
+        open_chunk: whether an open chunk is in a log that has forgotten its number: `sent` or `unsent`, as a person
+            found out; None: nobody has said.
     """
 
     relay: str
@@ -40,11 +45,23 @@ class Work:
     log: Log
     delivery: str
     local: bool = False
+    open_chunk: str | None = None
 
     @property
     def numbered(self) -> bool:
         """Whether the log keeps the number of the last chunk: asked for, or the built-in log, which always does."""
         return isinstance(self.log, BuiltinLog) or self.delivery == "exactly-once"
+
+    def identity(self, held: Held, delivery: str | None = None) -> ProducerIdentity:
+        """Return for whom a producer is opened, under this lease."""
+        return ProducerIdentity(
+            self.relay,
+            self.installation,
+            self.incarnation,
+            Epoch(held.epoch),
+            held.seconds,
+            delivery or self.delivery,
+        )
 
 
 class Mover(Protocol):
@@ -77,6 +94,29 @@ class Mover(Protocol):
     def close(self) -> None:
         """Let go of the producer."""
         ...
+
+
+def answered(producer: Producer, lease: Lease, renew: Callable[[], None]) -> Settlement | TimedOut:
+    """Wait for what the log says of the oldest chunk that is on its way, holding the lease meanwhile.
+
+    Raises:
+        Unreachable: it has not said anything for two leases.
+        Retryable: unknown outcome.
+        Fenced: somebody else holds the lease, or produces into the log.
+    """
+    seconds = lease.held.seconds
+    until = boot_seconds() + 2 * seconds
+    while True:
+        # Around this call alone: a time-out of the outbox says nothing about what the log has.
+        try:
+            settlement = producer.settle(seconds / 3)
+        except TimedOut as error:
+            return error
+        if settlement is not None:
+            return settlement
+        if boot_seconds() > until:
+            raise Unreachable(f"the log has not answered for {2 * seconds:g} s")
+        renew()
 
 
 def refused(failure: Failure) -> MessageAtFault | Retryable:

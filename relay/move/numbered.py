@@ -6,61 +6,60 @@ and no other relay can bring it any more, because opening the producer fenced th
 bounds). Anything else is a stop.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from outbox.errors import ConfigurationError, MessageAtFault, Permanent, TimedOut, Unreachable
-from outbox.journal import Lease, boot_seconds
-from outbox.message import Epoch
+from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable, TimedOut
+from outbox.journal import Lease
 from relay.checkpoint import Checkpoint, Numbered
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import Failure, NumberedProducer, ProducerIdentity
+from relay.logs.contract import Failure, NumberedProducer
+from relay.move.ahead import AheadMover
 from relay.move.chunks import Chunks, Formed
-from relay.move.contract import Moved, Work, refused
-from relay.reader.contract import Limits
+from relay.move.contract import Moved, Work, answered
+
+logger = logging.getLogger("relay")
 
 
-class NumberedMover:
+class NumberedMover(AheadMover):
     """Moves chunks on the outbox's connection and a producer's; exactly once."""
 
     def __init__(self, chunks: Chunks, lease: Lease, work: Work) -> None:
-        self._chunks = chunks
-        self._lease = lease
-        self._relay = work.relay
-        self._limits = Limits()
+        super().__init__(chunks, lease, work)
         self._state = Numbered.of(lease.held.state)
-        self._saved = True
-        self._sent: Formed[Any] | None = None
-        self._producer = _open(lease, work)
+        with self._unless_fenced_in_vain():
+            self._producer = _open(lease, work)
+            try:
+                failpoint(Failpoint.OPENED)
+                self._settle_open_chunk()
+                self._producer.keep(self._state.chunk)
+            except BaseException:
+                self._producer.close()
+                raise
+
+    @contextmanager
+    def _unless_fenced_in_vain(self) -> Iterator[None]:
+        """A stale relay can fence us in the log, late, although the lease is ours: begin again, with a new epoch."""
         try:
-            failpoint(Failpoint.OPENED)
-            self._settle_open_chunk()
-        except BaseException:
-            self._producer.close()
-            raise
+            yield
+        except Fenced as error:
+            self._lease.advance()
+            raise Retryable(f"{error}; the lease is ours, so the log's producer is opened anew") from error
+
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        return self._state.checkpoint
+
+    def _pass(self, checkpoint: Checkpoint) -> None:
+        self._state = replace(self._state, checkpoint=checkpoint)
 
     def step(self) -> Moved:
-        """Move the next chunk; see `Mover.step`. It is read while the one before it is on its way."""
-        begin = self._sent.after if self._sent else self._state.checkpoint
-        try:
-            ahead = self._chunks.form(begin, self._limits)
-        except (TimedOut, MessageAtFault) as error:
-            self.finish()
-            if isinstance(error, MessageAtFault):
-                raise
-            self._take_less(error)
-            return Moved(0, empty=False)
-        failpoint(Failpoint.READ)
-        entries = self._settle()
-        if entries is None:
-            return Moved(0, empty=False)
-        if ahead.chunk is not None:
-            self._send(ahead.checkpoint, ahead.chunk)
-            return Moved(entries, empty=False)
-        self._state = replace(self._state, checkpoint=ahead.checkpoint)
-        if ahead.empty:
-            self._save()
-        return Moved(entries, empty=ahead.empty and begin.snapshot_to is None)
+        """Move the next chunk; see `Mover.step`."""
+        with self._unless_fenced_in_vain():
+            return super().step()
 
     def _send(self, begin: Checkpoint, chunk: Formed[Any]) -> None:
         """Say in the outbox that the chunk is open; then hand it to the log."""
@@ -93,57 +92,50 @@ class NumberedMover:
 
     def _answer(self) -> Failure | TimedOut | None:
         """Wait for the log, holding the lease meanwhile; None: it has the chunk. Doubt is an error."""
-        seconds = self._lease.held.seconds
-        until = boot_seconds() + 2 * seconds
-        while True:
-            # Around this call alone: a time-out of the outbox says nothing about what the log has.
-            try:
-                settlement = self._producer.settle(seconds / 3)
-            except TimedOut as error:
-                return error
-            if settlement is not None:
-                return settlement.failure
-            if boot_seconds() > until:
-                raise Unreachable(f"the log has not answered for {2 * seconds:g} s")
-            self.renew()
+        answer = answered(self._producer, self._lease, self.renew)
+        return answer if isinstance(answer, TimedOut) else answer.failure
 
     def _done(self, after: Checkpoint) -> None:
         """The log has the open chunk. The next step says so: that of the next chunk, or one of its own when idle."""
         self._state = Numbered(after, self._state.chunk + 1, None)
         self._saved = False
 
-    def _take_less(self, error: TimedOut) -> None:
-        if self._limits.entries == 1:
-            raise error
-        # Without this, two relays take over from each other for ever, each with a chunk that takes too long.
-        self._limits = self._limits.halved()
-        self.renew()
-
-    def _refused(self, failure: Failure, entries: int) -> None:
-        """Go on with what lies before the message at fault; the one that comes first is named."""
-        self.renew()
-        if entries == 1 or not failure.permanent:
-            raise refused(failure)
-        self._limits = replace(self._limits, entries=max(1, entries // 2))
-
     def _settle_open_chunk(self) -> None:
         """Compare the outbox's journal with the log: is the chunk that was open in it?"""
-        number, state = self._producer.number() or 0, self._state
+        number, state = self._producer.number(), self._state
+        if state.open is None and number in (None, state.chunk):
+            return
+        if state.open is not None and number is None:
+            number = self._decided()
         if state.open is not None and number == state.chunk + 1:
             self._done(state.checkpoint.behind(state.open.last))
-        elif number != state.chunk:
-            self._stop(number)
-        elif state.open is not None:
+        elif state.open is not None and number == state.chunk:
             self._send(state.checkpoint, self._chunks.again(state.checkpoint, state.open))
             self._settle()
+        else:
+            self._stop(number)
 
-    def _stop(self, number: int) -> None:
+    def _decided(self) -> int:
+        """The log has forgotten whether it has the open chunk: a person has to say."""
+        bounds, name, state = self._state.open, self._work.relay, self._state
+        assert bounds is not None  # noqa: S101 - there is one, or nothing is to be decided
+        if self._work.open_chunk is None:
+            raise Permanent(
+                f"relay {name!r}: a chunk of {bounds.entries} messages, the last at position {bounds.last}, was on its"
+                " way when the relay ended, and the log has forgotten the number that says whether it arrived (offsets"
+                " expired, or the topic with the numbers was deleted). Look for that message in the log, by its"
+                f" ce_sequence {bounds.last:019d}: if it is there, start once with --open-chunk sent, else with unsent"
+            )
+        logger.warning("the open chunk up to position %d counts as %s, as was said", bounds.last, self._work.open_chunk)
+        return state.chunk + 1 if self._work.open_chunk == "sent" else state.chunk
+
+    def _stop(self, number: int | None) -> None:
         """The two tell different stories: a relay that lost its lease may see that; else a person has to decide."""
         self._lease.advance()
-        known, name = self._state.chunk, self._relay
+        known, name = self._state.chunk, self._work.relay
         story = (
             "the log was restored from a backup, or records in it are not this outbox's"
-            if number < known
+            if number is None or number < known
             else "the outbox's database was restored from a backup, or is a copy of one whose relay went on"
         )
         raise Permanent(
@@ -157,15 +149,14 @@ class NumberedMover:
         self._lease.advance(**self._state.columns())
         self._saved = True
 
+    def _rest(self) -> None:
+        super()._rest()
+        self._producer.keep(self._state.chunk)
+
     def finish(self) -> None:
         """Wait for what is on its way, and save how far the checkpoint has come."""
-        self._settle()
-        self._save()
-
-    def _save(self) -> None:
-        if not self._saved:
-            self.renew()
-            failpoint(Failpoint.ADVANCED)
+        with self._unless_fenced_in_vain():
+            super().finish()
 
     def close(self) -> None:
         """Let go of the producer."""
@@ -174,9 +165,7 @@ class NumberedMover:
 
 def _open(lease: Lease, work: Work) -> NumberedProducer:
     """Open the log's producer; from then on no older relay can append."""
-    held = lease.held
-    identity = ProducerIdentity(work.relay, work.installation, work.incarnation, Epoch(held.epoch), held.seconds)
-    producer = work.log.producer(identity)
+    producer = work.log.producer(work.identity(lease.held, "exactly-once"))
     if not isinstance(producer, NumberedProducer):
         producer.close()
         raise ConfigurationError(

@@ -1,85 +1,118 @@
 """Moving chunks by producing them to a log elsewhere: read, produce, acknowledgement, step."""
 
+import logging
 from typing import Any
 
 from outbox.errors import Fenced, TimedOut
-from outbox.journal import Lease
-from outbox.message import Epoch
+from outbox.journal import Lease, boot_seconds
 from relay.checkpoint import Checkpoint
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import ProducerIdentity
-from relay.move.contract import Moved, Work, refused
-from relay.reader.contract import Chunk, Limits, Reader
+from relay.logs.contract import Producer
+from relay.move.ahead import AheadMover
+from relay.move.chunks import Chunks, Formed
+from relay.move.contract import Work, answered
+
+STEP_SECONDS = 0.05
+"""At least once: how far steps are apart. A crash repeats what was acknowledged since the last one."""
+
+logger = logging.getLogger("relay")
 
 
-class ProducingMover:
-    """Moves chunks through a producer of the log.
+class ProducingMover(AheadMover):
+    """Moves chunks through a producer of the log, at least once.
 
-    At least once: the step follows the acknowledgements, so a crash between them repeats the chunk. At most once: the
-    step is saved before, so a crash loses the chunk, and nothing is tried again.
+    The step follows the acknowledgements, so a crash between them repeats chunks.
     """
 
-    def __init__(self, reader: Reader[Any], lease: Lease, work: Work) -> None:
-        self._reader = reader
-        self._lease = lease
-        self._first = work.delivery == "at-most-once"
-        self._limits = Limits()
-        self._checkpoint = Checkpoint.of(lease.held.state)
+    def __init__(self, chunks: Chunks, lease: Lease, work: Work) -> None:
+        super().__init__(chunks, lease, work)
+        self._done = Checkpoint.of(lease.held.state)
+        self._stepped = boot_seconds()
         self._number = 0
-        identity = ProducerIdentity(work.relay, work.installation, work.incarnation, Epoch(lease.held.epoch))
-        self._producer = work.log.producer(identity)
+        self._producer = self._opened()
 
-    def step(self) -> Moved:
-        """Move the next chunk; see `Mover.step`."""
-        fresh = self._checkpoint.snapshot_to is None
-        self._checkpoint, selection = self._reader.look(self._checkpoint, self._limits)
-        if selection is None:
-            return Moved(0, empty=fresh)
-        try:
-            chunk = self._reader.fetch(selection, self._limits)
-        except TimedOut:
-            self._limits = self._limits.halved()
-            self.renew()
-            return Moved(0, empty=False)
-        self._limits = self._limits.doubled()
-        failpoint(Failpoint.READ)
-        if not chunk.entries:
-            self._checkpoint = chunk.after
-        elif self._first:
-            self._advance(chunk)
-            self._produce(chunk)
-        else:
-            self._produce(chunk)
-            self._advance(chunk)
-        return Moved(len(chunk.entries), empty=False)
+    def _opened(self) -> Producer:
+        self._number = 0
+        return self._work.log.producer(self._work.identity(self._lease.held))
 
-    def _produce(self, chunk: Chunk) -> None:
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        return self._done
+
+    def _pass(self, checkpoint: Checkpoint) -> None:
+        self._done = checkpoint
+
+    def _send(self, begin: Checkpoint, chunk: Formed[Any]) -> None:
+        self._done = begin
         if self._lease.held.expired():
             raise Fenced("the lease ran out before the chunk was produced")
         self._number += 1
-        self._producer.produce(self._number, chunk.entries)
-        while (settlement := self._producer.settle(self._patience())) is None:
-            self.renew()
+        try:
+            self._producer.produce(self._number, chunk.content)
+        except TimedOut as error:
+            self._anew()
+            self._take_less(error)
+            return
+        self._sent = chunk
+        failpoint(Failpoint.SENT)
+
+    def _settle(self) -> int | None:
+        chunk, self._sent = self._sent, None
+        if chunk is None:
+            return 0
+        answer = answered(self._producer, self._lease, self.renew)
+        if isinstance(answer, TimedOut):
+            self._anew()
+            self._take_less(answer)
+            return None
+        if answer.failure is not None:
+            # A producer that lets nothing pass what failed takes nothing more.
+            self._anew()
+            self._refused(answer.failure, chunk.bounds.entries)
+            return None
         failpoint(Failpoint.PRODUCED)
-        if settlement.failure is not None and not self._first:
-            raise refused(settlement.failure)
+        self._done, self._saved = chunk.after, False
+        self._limits = self._limits.doubled()
+        if boot_seconds() - self._stepped >= STEP_SECONDS:
+            self._save()
+        return chunk.bounds.entries
 
-    def _patience(self) -> float:
-        """Return how long to wait for the log before the lease has to be renewed."""
-        return max(0.05, self._lease.held.seconds / 3)
-
-    def _advance(self, chunk: Chunk) -> None:
-        self._lease.advance(**chunk.after.columns())
-        self._checkpoint = chunk.after
-        failpoint(Failpoint.ADVANCED)
+    def _anew(self) -> None:
+        self._producer.close()
+        self._producer = self._opened()
 
     def renew(self) -> None:
         """Renew the lease, saving how far the checkpoint has come."""
-        self._lease.advance(**self._checkpoint.columns())
-
-    def finish(self) -> None:
-        """Nothing: a step leaves nothing behind it."""
+        self._lease.advance(**self._done.columns())
+        self._saved, self._stepped = True, boot_seconds()
 
     def close(self) -> None:
         """Let go of the producer."""
         self._producer.close()
+
+
+class OnceAtMostMover(ProducingMover):
+    """Moves chunks through a producer of the log, at most once.
+
+    The step is saved before the chunk is sent: a crash loses what was on its way, and nothing is tried again.
+    """
+
+    def _send(self, begin: Checkpoint, chunk: Formed[Any]) -> None:  # noqa: ARG002 - behind it is where we stand
+        self._done = chunk.after
+        self.renew()
+        failpoint(Failpoint.ADVANCED)
+        super()._send(chunk.after, chunk)
+
+    def _settle(self) -> int | None:
+        chunk, self._sent = self._sent, None
+        if chunk is None:
+            return 0
+        answer = answered(self._producer, self._lease, self.renew)
+        failpoint(Failpoint.PRODUCED)
+        why = str(answer) if isinstance(answer, TimedOut) else answer.failure and answer.failure.reason
+        if why:
+            logger.warning(
+                "of %d messages up to position %d some may be lost: %s", chunk.bounds.entries, chunk.bounds.last, why
+            )
+            self._anew()
+        return chunk.bounds.entries

@@ -9,20 +9,28 @@ S1 is taken by a statement of its own, and the statements that read the window s
 back: an older snapshot under them would see nothing, and the window would count as read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID
+
+from psycopg.rows import tuple_row
 
 from outbox.errors import MessageAtFault, Retryable, TimedOut
-from outbox.message import Entry, Message, Position
+from outbox.message import Position
 from outbox.process.postgresql import Connection, execute, translated
 from outbox.tables import Place
 from relay.checkpoint import Checkpoint
 from relay.logs.headers import header_texts
+from relay.logs.rows import Row, Rows
 from relay.reader.contract import Chunk, Limits, Query
 from relay.topics import TopicPatterns
 
 COLUMNS = "position, id, source, topic, key, type, payload, content_type, headers, created_at"
+ROW = (
+    "position, id::text, source, topic, key, type, payload, content_type, headers,"
+    """ to_char(created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), pg_backend_pid()"""
+)
+"""The columns of a `Row`, with texts as they go on the wire; and who answered."""
 SPARSE = 100
 """A statement walks so many positions for each entry that it may give: its time is bounded however few are ours."""
 
@@ -180,31 +188,20 @@ class PostgresqlReader:
         """Return the entries of a selection; see `Reader.fetch`."""
         query = self.query(selection, limits)
         with translated():
-            rows = execute(
-                self._connection,
-                f"select pg_backend_pid() as backend, chunk.* from ({query.select}) as chunk order by position",
-                query.parameters,
-            ).fetchall()
+            rows = (
+                self._connection.cursor(row_factory=tuple_row)
+                .execute(f"select {ROW} from ({query.select}) as chunk order by position".encode(), query.parameters)
+                .fetchall()
+            )
         for row in rows[:1]:
-            self._same_backend(row)
-        entries: list[Entry] = []
-        for row in rows:
-            try:
-                entries.append(_entry(row))
-            except ValueError as error:
-                if not entries:
-                    raise MessageAtFault(
-                        f"message {row['id']} of topic {row['topic']!r} (position {row['position']}) cannot be moved:"
-                        f" {error}; delete its row in the outbox, and write the message anew"
-                    ) from None
-                break
-        whole = len(entries) == len(rows)
-        return Chunk(entries, self._after(selection, entries, whole=whole))
+            self._same_backend({"backend": row[-1]})
+        clean = _clean(rows)
+        return Chunk(Rows(clean), self._after(selection, clean, whole=len(clean) == len(rows)))
 
-    def _after(self, selection: Selection, entries: list[Entry], *, whole: bool) -> Checkpoint:
-        if not entries:
+    def _after(self, selection: Selection, rows: Sequence[Row], *, whole: bool) -> Checkpoint:
+        if not rows:
             return self.passed(selection)
-        last = entries[-1].position
+        last = Position(rows[-1][0])
         return self.behind(selection, last) if whole else selection.checkpoint.behind(last)
 
     def lag(self, snapshot_from: str, snapshot_to: str | None, last: int) -> tuple[int, float]:
@@ -303,23 +300,25 @@ def _window_done(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, snapshot_from=checkpoint.snapshot_to, snapshot_to=None, last=Position(0))
 
 
-def _entry(row: dict[str, Any]) -> Entry:
-    identity: UUID = row["id"]
-    return Entry(
-        Position(row["position"]),
-        Message(
-            id=identity,
-            topic=row["topic"],
-            key=row["key"],
-            type=row["type"],
-            payload=row["payload"],
-            content_type=row["content_type"],
-            headers=header_texts(row["headers"]),
-            source=row["source"],
-            time=row["created_at"],
-            sequence=Position(row["position"]),
-        ),
-    )
+def _clean(rows: list[Any]) -> list[Row]:
+    """Return the rows with headers of texts, up to the first that cannot have them.
+
+    Raises:
+        MessageAtFault: that is the first of all.
+    """
+    for place, row in enumerate(rows):
+        if row[8] is None:
+            continue
+        try:
+            rows[place] = (*row[:8], header_texts(row[8]), *row[9:])
+        except ValueError as error:
+            if place:
+                return rows[:place]
+            raise MessageAtFault(
+                f"message {row[1]} of topic {row[3]!r} (position {row[0]}) cannot be moved: {error}; delete its row in"
+                " the outbox, and write the message anew"
+            ) from None
+    return rows
 
 
 def _topic_condition(topics: TopicPatterns) -> tuple[str, dict[str, str]]:

@@ -77,7 +77,7 @@ def produced(producer: Producer, number: int, messages: Sequence[Message]) -> Se
 
 def test_the_number_goes_on_over_all_epochs(road: ProducerRoad, log: Log):
     with closing(opened(log)) as producer:
-        assert producer.number() is None
+        assert producer.number() == 0
         assert produced(producer, 1, numbered(1)) == Settlement(1)
         assert produced(producer, 2, numbered(1)) == Settlement(2)
         assert producer.number() == 2

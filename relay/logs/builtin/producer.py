@@ -4,21 +4,18 @@ By a thread, because a server that hangs answers no time-out of its own: the rel
 gives up when it has waited long enough.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from outbox.errors import OutboxError, Retryable, Unreachable
 from outbox.message import Entry
 from relay.logs.cloudevents import are_texts
 from relay.logs.contract import Failure, ProducerIdentity, Settlement
-
-Result = TypeVar("Result")
+from relay.logs.worker import Worker
 
 STATEMENT_SHARE = 0.5
 LOCK_SHARE = 0.3
@@ -76,7 +73,7 @@ class BuiltinProducer:
     def __init__(self, appender: Appender, identity: ProducerIdentity) -> None:
         self._appender = appender
         self._pending: deque[tuple[int, Future[Failure | None]]] = deque()
-        self._worker = _Worker(f"log of {identity.relay}")
+        self._worker = Worker(f"log of {identity.relay}")
         opened = self._worker.submit(appender.open)
         # Two statements, and connecting.
         if not wait([opened], 2 * identity.lease_seconds).done:
@@ -90,7 +87,10 @@ class BuiltinProducer:
 
     def number(self) -> int | None:
         """Return the number of the relay's last chunk in the log."""
-        return self._number or None
+        return self._number
+
+    def keep(self, number: int) -> None:
+        """Nothing: a table forgets no number."""
 
     def produce(self, number: int, chunk: Sequence[Entry] | Copied) -> None:
         """Take a chunk; see `Producer.produce`."""
@@ -125,47 +125,6 @@ class BuiltinProducer:
 def _fault(entry: Entry) -> str | None:
     # A plain-SQL writer may have stored any JSON as headers.
     return None if are_texts(entry.message.headers) else "its headers are not an object of texts"
-
-
-class _Worker:
-    """A thread that does one job after another. It does not keep the process from ending."""
-
-    def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._last: Future[Any] | None = None
-        self._ended: Future[None] | None = None
-        threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def submit(self, job: Callable[[], Result]) -> Future[Result]:
-        """Have a job done after those before it."""
-        future: Future[Result] = Future()
-        self._jobs.put(lambda: _do(job, future))
-        self._last = future
-        return future
-
-    def is_busy(self) -> bool:
-        """Return whether a job is not done."""
-        return self._last is not None and not self._last.done()
-
-    def end(self, last: Callable[[], None]) -> Future[None]:
-        """Do a last job and end. Again: no effect."""
-        if self._ended is None:
-            self._ended = self.submit(last)
-            self._jobs.put(None)
-        return self._ended
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-
-def _do(job: Callable[[], Result], future: "Future[Result]") -> None:
-    try:
-        result = job()
-    except BaseException as error:  # noqa: BLE001 - it is whoever waits who has to see it
-        future.set_exception(error)
-    else:
-        future.set_result(result)
 
 
 def prune_now_and_then(pruned: int, step: int, prune: Callable[[], None]) -> int:

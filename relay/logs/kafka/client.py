@@ -1,4 +1,4 @@
-"""Clients of librdkafka's: made with our settings, talking through Python's logging, and remembering what went wrong."""
+"""Clients of librdkafka's: made with our settings, talking through Python's logging, remembering what went wrong."""
 
 import logging
 import time

@@ -1,6 +1,6 @@
 """What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +30,7 @@ from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.asked import Asked, GroupMember, GroupState, Place
 from relay.logs.kafka.client import Faults, answer, made
-from relay.logs.kafka.errors import UNKNOWN_TOPIC
+from relay.logs.kafka.errors import UNKNOWN_TOPIC, translated
 
 Answer = TypeVar("Answer")
 
@@ -116,7 +116,8 @@ class Cluster:
         wanted = list(partitions)
         if not wanted:
             return {}
-        first, end = (self._offsets(wanted, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        specs: Any = OffsetSpec  # it has no types
+        first, end = (self._offsets(wanted, spec) for spec in (specs.earliest(), specs.latest()))
         return {one: Bounds(first[one], end[one]) for one in wanted}
 
     def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
@@ -130,10 +131,6 @@ class Cluster:
             for part, future in futures.items()
         }
         return {one: found[one.topic, one.number] for one in partitions}
-
-    def most_bytes(self, topics: Collection[str]) -> dict[str, int]:
-        """Return each topic's `max.message.bytes`; those that may not be asked for are left out."""
-        return {name: int(found["max.message.bytes"]) for name, found in self.configs(topics).items()}
 
     def configs(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """Return the settings of topics; those that do not exist or may not be asked for are left out.
@@ -156,6 +153,13 @@ class Cluster:
             found[str(resource.name)] = {name: str(entry.value) for name, entry in entries.items()}
         return found
 
+    def ask_for(self, topics: Collection[str]) -> None:
+        """Ask for topics in the way that has brokers make them which make topics by themselves."""
+        self._faults.forget()
+        with translated("asking for topics"):
+            for name in sorted(topics):
+                self._admin.list_topics(name, timeout=ASK_SECONDS)
+
     def make(self, topics: Collection[str], *, partitions: int, replication: int | None) -> None:
         """Make topics; one that is there already is left alone.
 
@@ -171,7 +175,7 @@ class Cluster:
             try:
                 self._ask(f"making topic {name!r}", future)
             except OutboxError as error:
-                _refuse_unmade(name, error)
+                _refuse_unmade(error)
 
     def ask_topics(self, names: Collection[str]) -> Asked[dict[str, Topic]]:
         """Ask which of the topics exist; see `topics`."""
@@ -259,7 +263,7 @@ def code_of(error: OutboxError) -> int | None:
     return int(cause.args[0].code()) if isinstance(cause, KafkaException) else None
 
 
-def _refuse_unmade(name: str, error: OutboxError) -> None:
+def _refuse_unmade(error: OutboxError) -> None:
     if code_of(error) == KafkaError.TOPIC_ALREADY_EXISTS:
         return
     if isinstance(error, Unreachable):

@@ -59,6 +59,11 @@ def is_permanent(error: KafkaError) -> bool:
     return error.code() in _REMEDIES
 
 
+def remedy_of(code: int) -> str:
+    """Return what to do about a permanent error."""
+    return _REMEDIES[code]
+
+
 def words_of(error: KafkaError) -> str:
     """Return what is wrong, and what to do about it where we know."""
     said = f"{error.name()}: {error.str()}"

@@ -1,0 +1,183 @@
+"""Handing chunks to librdkafka's producer, and hearing which of their messages were refused."""
+
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from outbox.errors import Retryable, TimedOut
+from outbox.message import Entry
+from relay.logs.contract import Failure, ProducerIdentity
+from relay.logs.kafka.address import Address
+from relay.logs.kafka.client import Faults, made
+from relay.logs.kafka.errors import UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
+from relay.logs.kafka.topics import Topics
+from relay.logs.kafka.wire import fault, header_writer, size_of
+from relay.logs.rows import Row, rows_of
+
+MESSAGE_BYTES = 100_000_000
+"""The client's own bound on a message. Not the one that counts, which is the topic's."""
+NEARLY_BYTES = 20_000
+"""So far below a topic's bound, a message is weighed with its headers."""
+ROOM_SECONDS = 0.05
+REPORT_SECONDS = 1.0
+SETTINGS: dict[str, object] = {
+    "linger.ms": "5",
+    "partitioner": "murmur2_random",
+    # A chunk is large enough for batches: no need to give all without a key to one partition for a while.
+    "sticky.partitioning.linger.ms": "0",
+    "message.max.bytes": str(MESSAGE_BYTES),
+    "queue.buffering.max.messages": "1000000",
+    "queue.buffering.max.kbytes": "262144",
+    "topic.metadata.propagation.max.ms": "10000",
+}
+
+
+class Sender:
+    """One producer of librdkafka's. Not safe to use from two threads at once.
+
+    Attributes:
+        producer: librdkafka's.
+    """
+
+    def __init__(
+        self, address: Address, topics: Topics, identity: ProducerIdentity, settings: dict[str, object]
+    ) -> None:
+        self._topics = topics
+        self._batch_bytes = None if "batch.size" in address.settings else topics.batch_bytes
+        wanted = {name: value for name, value in SETTINGS.items() if name not in address.settings}
+        if self._batch_bytes is not None:
+            wanted["batch.size"] = str(self._batch_bytes)
+        # A batch counts as it is sent: what is too large before it is compressed may fit.
+        codecs = {address.settings.get(name, "none") for name in ("compression.type", "compression.codec")}
+        self._weighs = codecs == {"none"}
+        self._headers = header_writer(identity)
+        self._room_seconds = identity.lease_seconds / 2
+        self._refused: tuple[KafkaError, Message] | None = None
+        self._gave_up: str | None = None
+        settings = {**wanted, **settings, "delivery.report.only.error": True}
+        self.producer: Producer = made(Producer, address, Faults(), settings)
+
+    def begin(self) -> None:
+        """Forget what was refused: it is gone, with the transaction that it was in."""
+        self._refused = None
+
+    def send(self, chunk: Sequence[Entry]) -> Failure | None:
+        """Hand the chunk over, up to the first entry that cannot be a record; return why that cannot.
+
+        Raises:
+            Retryable: the brokers do not answer; nothing was handed over.
+            TimedOut: the queue stayed full: what was handed over is in doubt.
+        """
+        rows = rows_of(chunk)
+        bounds = self._bounds({row[3] for row in rows})
+        lowest = min((bound for bound in bounds.values() if bound is not None), default=None)
+        weighed = None if lowest is None or not self._weighs else lowest - NEARLY_BYTES
+        for place, row in enumerate(rows):
+            reason = self._hand_over(row, bounds, weighed)
+            if reason is not None:
+                return Failure(chunk[place], reason, permanent=True)
+        self.serve()
+        return None
+
+    def _bounds(self, topics: Collection[str]) -> dict[str, int | None]:
+        """Return how large a batch of each topic may be; of those that exist."""
+        missing = self._topics.missing(topics)
+        if self._batch_bytes is not None and self._topics.batch_bytes < self._batch_bytes:
+            most = self._topics.batch_bytes
+            raise Retryable(f"a topic takes batches of {most} bytes at most: beginning again with such ones")
+        return {topic: self._topics.limit(topic) for topic in topics if topic not in missing}
+
+    def _hand_over(self, row: Row, bounds: dict[str, int | None], weighed: int | None) -> str | None:
+        """Give librdkafka one message; return why that cannot be."""
+        # By place: plain tuples are what a driver makes fastest.
+        topic, payload = row[3], row[6]
+        if topic not in bounds:
+            return remedy_of(KafkaError.UNKNOWN_TOPIC_OR_PART)
+        reason = fault(row)
+        if reason is not None:
+            return reason
+        headers: Any = self._headers(row)
+        if weighed is not None and payload is not None and len(payload) > weighed:
+            size, most = size_of(row, headers), bounds[topic]
+            if most is not None and size > most:
+                return f"it needs {size} bytes and its topic takes {most}: raise the topic's max.message.bytes"
+        try:
+            self.producer.produce(topic, payload, row[4], on_delivery=self._reported, headers=headers)
+        except BufferError:
+            self._wait_for_room()
+            return self._hand_over(row, bounds, weighed)
+        except KafkaException as error:
+            if not is_permanent(error.args[0]):
+                raise ours(error.args[0], "producing") from error
+            return words_of(error.args[0])
+        except (ValueError, TypeError) as error:
+            return f"it cannot be put on the wire: {error}"
+        return None
+
+    def _wait_for_room(self) -> None:
+        queued, deadline = len(self.producer), time.monotonic() + self._room_seconds
+        while len(self.producer) >= queued:
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{queued} messages wait to be taken by the brokers, and none was taken")
+            self.serve(ROOM_SECONDS)
+
+    def _reported(self, error: KafkaError | None, message: Message) -> None:
+        # A fatal error leaves an exception behind, under which callbacks are called all the same: whatever is called
+        # from here would seem to have raised it.
+        if self._refused is None and error is not None:
+            self._refused = error, message
+
+    def serve(self, seconds: float = 0.0) -> None:
+        """Let reports of refused messages come in."""
+        try:
+            self.producer.poll(seconds)
+        except (KafkaException, SystemError) as error:
+            self._give_up(error)
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all that was handed over is taken or refused; return whether that is so."""
+        try:
+            left = self.producer.flush(seconds)
+        except (KafkaException, SystemError) as error:
+            self._give_up(error)
+            return True
+        return left == 0 or self._refused is not None
+
+    def _give_up(self, error: BaseException) -> None:
+        """The client has given up for good: what comes behind a message that was refused must not be stored."""
+        cause = error if isinstance(error, KafkaException) else error.__cause__
+        self._gave_up = cause.args[0].str() if isinstance(cause, KafkaException) else str(error)
+        deadline = time.monotonic() + REPORT_SECONDS
+        while self._refused is None and time.monotonic() < deadline:
+            try:
+                self.producer.poll(ROOM_SECONDS)
+            except (KafkaException, SystemError):
+                continue
+
+    def refusal(self, chunk: Sequence[Entry]) -> Failure | None:
+        """Return which message of the chunk was refused first, as far as is known, and why.
+
+        Others of its batch may be the reason; only one that was sent alone is at fault itself.
+
+        Raises:
+            Retryable: the client gave up, and did not say because of which message.
+        """
+        if self._refused is None:
+            if self._gave_up is not None:
+                raise Retryable(f"the client gave up: {self._gave_up}")
+            return None
+        error, message = self._refused
+        topic = message.topic()
+        if error.code() in UNKNOWN_TOPIC and topic is not None:
+            self._topics.forget(topic)
+        of_topic = (entry for entry in chunk if entry.message.topic == topic)
+        return Failure(next(of_topic, chunk[0]), words_of(error), permanent=is_permanent(error))
+
+    def close(self) -> None:
+        """Drop what was not taken yet."""
+        with suppress(KafkaException, SystemError):
+            self.producer.purge()
+            self.producer.flush(ROOM_SECONDS)

@@ -1,0 +1,106 @@
+"""The topics that a relay produces to: there or made, and how much each takes. Known per log, as long as it is open."""
+
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from outbox.errors import Permanent
+from relay.logs.kafka.address import Address
+from relay.logs.kafka.cluster import Cluster, Topic
+
+BATCH_BYTES = 1_000_000
+"""What librdkafka puts into one batch by default; a topic that takes less needs smaller ones."""
+CLIENT_SETTINGS = ("batch.size", "message.max.bytes")
+APPEAR_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+
+logger = logging.getLogger("relay")
+
+
+@dataclass(slots=True)
+class Topics:
+    """What is known of a log's topics.
+
+    Attributes:
+        cluster: is asked.
+        address: says whether missing topics are made, and with what.
+        batch_bytes: the largest batch that every topic known so far takes.
+    """
+
+    cluster: Cluster
+    address: Address
+    batch_bytes: int = BATCH_BYTES
+    _limits: dict[str, int | None] = field(default_factory=dict)
+
+    def limit(self, name: str) -> int | None:
+        """Return the topic's `max.message.bytes`; None where it is not known."""
+        return self._limits.get(name)
+
+    def forget(self, name: str) -> None:
+        """Ask for this topic again: it may have been deleted."""
+        self._limits.pop(name, None)
+
+    def known(self, names: Collection[str]) -> bool:
+        """Return whether nothing has to be asked about these topics."""
+        return self._limits.keys() >= set(names)
+
+    def missing(self, names: Collection[str]) -> frozenset[str]:
+        """Look at those topics that are not known yet, making them where that is asked; return what is missing.
+
+        A topic that the brokers make by themselves is made by asking for it; that is waited for.
+
+        Raises:
+            Retryable: no broker answers.
+            Permanent: one may not be looked at, or cannot be made.
+        """
+        wanted = {name for name in names if name not in self._limits}
+        if not wanted:
+            return frozenset()
+        found = self.cluster.topics(wanted)
+        if wanted - found.keys():
+            found |= self._made(wanted - found.keys())
+        self._learn(found)
+        return frozenset(wanted - found.keys())
+
+    def _made(self, names: Collection[str]) -> dict[str, Topic]:
+        partitions = self.address.partitions
+        if partitions is not None:
+            self.cluster.make(names, partitions=partitions, replication=self.address.replication)
+            logger.info("made topics %s with %d partitions", ", ".join(sorted(names)), partitions)
+        deadline = time.monotonic() + APPEAR_SECONDS
+        found: dict[str, Topic] = {}
+        while len(found) < len(names) and time.monotonic() < deadline:
+            if partitions is None:
+                self.cluster.ask_for(set(names) - found.keys())
+            found |= self.cluster.topics(set(names) - found.keys())
+            if len(found) < len(names):
+                time.sleep(LOOK_SECONDS)
+        return found
+
+    def _learn(self, found: dict[str, Topic]) -> None:
+        configs = self.cluster.configs(found)
+        for name, topic in found.items():
+            config = configs.get(name, {})
+            most = config.get("max.message.bytes")
+            self._limits[name] = None if most is None else int(most)
+            self.batch_bytes = min(self.batch_bytes, int(most or BATCH_BYTES))
+            _warn(topic, int(config.get("min.insync.replicas", topic.replicas)))
+
+
+def _warn(topic: Topic, in_sync: int) -> None:
+    """Say what a person should know of how safe a topic is; once, since a topic is learnt once."""
+    if topic.replicas == 1:
+        logger.warning("topic %s lies on one broker: what it holds is lost with that one's disk", topic.name)
+    elif in_sync == 1:
+        logger.warning(
+            "topic %s has min.insync.replicas=1: a record may be acknowledged by one of its %d brokers alone, and be"
+            " lost with it; 2 is usual",
+            topic.name,
+            topic.replicas,
+        )
+    elif in_sync > topic.replicas:
+        raise Permanent(
+            f"topic {topic.name!r} has min.insync.replicas={in_sync} and lies on {topic.replicas} brokers: it takes no"
+            " record; mend one of the two"
+        )
