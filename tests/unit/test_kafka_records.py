@@ -176,7 +176,7 @@ def test_times_are_utc_whatever_the_zone():
         (b"1_0", None),
         (b" 1", None),
         (b"", None),
-        ("١".encode(), None),
+        ("\u0661".encode(), None),
         ("²".encode(), None),
         (b"9" * 5000, None),
     ],

@@ -15,7 +15,7 @@ def committed(cluster: Cluster, group: str) -> dict[Partition, Offset]:
     Raises:
         Retryable: no broker answers.
     """
-    found = cluster.ask_offsets(group).answer()
+    found = cluster.offsets(group)
     topics = cluster.topics({topic for topic, _ in found})
     return {
         Partition(topic, topics[topic].id, number): Offset(one.offset)
