@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from databases import install, rows, wait_until, write
@@ -51,7 +51,7 @@ class Running:
         except BaseException as error:
             self.failures.append(error)
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 

@@ -1,14 +1,15 @@
 """What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+from confluent_kafka import Consumer as Client
 from confluent_kafka import (
     ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -209,23 +210,22 @@ class Cluster:
 
         return Asked([future], read)
 
-    def ask_offsets(self, group: str) -> Asked[dict[Place, TopicPartition]]:
-        """Ask which offsets a group has committed, with what was noted beside them."""
-        future = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group)], request_timeout=ASK_SECONDS
-        )[group]
+    def offsets(self, group: str) -> dict[Place, TopicPartition]:
+        """Return the offsets that a group has committed, with what was noted beside them.
 
-        def read() -> dict[Place, TopicPartition]:
-            try:
-                found = self._ask(f"asking how far group {group!r} has come", future)
-            except OutboxError as error:
-                if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
-                    return {}
-                raise
-            parts = found.topic_partitions or []
-            return {(one.topic, one.partition): one for one in parts if one.error is None and one.offset >= 0}
+        By a client that could be its member, and joins nothing: the admin client has a question for it, and ends the
+        process when the answer is that the group's coordinator is another (librdkafka 2.16).
 
-        return Asked([future], read)
+        Raises:
+            Retryable: no broker answers.
+        """
+        faults = Faults()
+        client = made(Client, self._address, faults, {"group.id": group, "enable.auto.commit": False})
+        try:
+            with translated(f"asking how far group {group!r} has come"):
+                return committed_offsets(client, ASK_SECONDS)
+        finally:
+            client.close()
 
     def delete_group(self, group: str) -> bool:
         """Delete what the brokers have of a group without members; return whether there was anything.
@@ -253,8 +253,9 @@ class Cluster:
         if not wanted:
             return {}
         specs: Any = OffsetSpec  # it has no types
-        found = self._offsets(wanted, specs.for_timestamp(int(time.timestamp() * 1000)))
+        # First, so that what comes in between is not skipped.
         ends = self._offsets(wanted, specs.latest())
+        found = self._offsets(wanted, specs.for_timestamp(max(0, math.ceil(time.timestamp() * 1000))))
         return {one: found[one] if found[one] >= 0 else ends[one] for one in wanted}
 
 
@@ -270,6 +271,14 @@ def _refuse_unmade(error: OutboxError) -> None:
     if isinstance(error, Unreachable):
         raise error
     raise Permanent(f"{error}: make the topic yourself, or mend ?partitions= and ?replication= of --log") from error
+
+
+def committed_offsets(client: Client, timeout_seconds: float) -> dict[Place, TopicPartition]:
+    """Return what the client's group has committed, of any topic."""
+    found = client.list_topics(timeout=timeout_seconds).topics.values()
+    parts = [TopicPartition(topic.topic, number) for topic in found for number in topic.partitions]
+    answers = client.committed(parts, timeout_seconds) if parts else []
+    return {(one.topic, one.partition): one for one in answers if one.error is None and one.offset >= 0}
 
 
 def _group_state(described: ConsumerGroupDescription) -> GroupState:

@@ -22,7 +22,7 @@ from relay.logs.contract import Batch, Bounds, Listener, Partition
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.asked import Place
 from relay.logs.kafka.cluster import Cluster, Topic
-from relay.logs.kafka.commits import Commits
+from relay.logs.kafka.commits import ASK_SECONDS, Commits
 from relay.logs.kafka.membership import DEFAULTS, Membership
 from relay.logs.kafka.reading import Reading, place_of
 from relay.logs.kafka.standing import Sight, Standing
@@ -66,6 +66,7 @@ class KafkaConsumer:
         self._sight: Sight | None = None
         self._settled = False
         self._abandoned: frozenset[str] = frozenset()
+        self._shares: frozenset[Place] | None = None
         self._kept: BaseException | None = None
         self._waits_since: float | None = None
         self._down_since: float | None = None
@@ -138,7 +139,7 @@ class KafkaConsumer:
             self._settled = self._settled and not sight.group.is_stable
         elif sight.group.is_stable:
             self._settled = not membership.waiting and sight.places_of(membership.name) == frozenset(membership.given)
-            self._abandoned = sight.abandoned()
+            self._look_for_abandoned(membership, sight)
         now = boot_seconds()
         if self._settled:
             self._waits_since = None
@@ -146,6 +147,15 @@ class KafkaConsumer:
             self._waits_since = now
         elif now - self._waits_since > self._gone_seconds and not membership.waiting:
             self._settled = any(member.id != membership.name for member in sight.group.members)
+
+    def _look_for_abandoned(self, membership: Membership, sight: Sight) -> None:
+        """See which topics wait for a member, once each time that the members' shares have changed."""
+        if sight.group.places == self._shares:
+            return
+        with suppress(Retryable):
+            read = membership.topics_read(ASK_SECONDS)
+            self._abandoned = read - {topic for topic, _ in sight.group.places} - sight.topics.keys()
+            self._shares = sight.group.places
 
     def _begin(self, membership: Membership) -> None:
         """Ask the listener where to begin what was given; again, when it could not say."""

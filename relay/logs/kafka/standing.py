@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from confluent_kafka import TopicPartition
-
 from outbox.errors import Retryable
 from outbox.journal import boot_seconds
 from relay.logs.kafka.asked import Asked, GroupState, Place
@@ -23,13 +21,11 @@ class Sight:
         changes: how often the group had given or taken something when this was asked.
         topics: which of the member's topics there are.
         group: who is in the group.
-        read: topics of which the group has committed offsets.
     """
 
     changes: int
     topics: dict[str, Topic]
     group: GroupState
-    read: frozenset[str]
 
     def covers_all(self) -> bool:
         """Return whether each partition of the member's topics is assigned to some member."""
@@ -39,10 +35,6 @@ class Sight:
         """Return what is assigned to a member; None when it is not in the group."""
         return next((one.places for one in self.group.members if one.id == member), None)
 
-    def abandoned(self) -> frozenset[str]:
-        """Return the topics that the group has read and nobody has."""
-        return self.read - {topic for topic, _ in self.group.places} - self.topics.keys()
-
 
 class Standing:
     """Looks at the topics and the group, without waiting."""
@@ -51,7 +43,7 @@ class Standing:
         self._cluster = cluster
         self._group = group
         self._topics = topics
-        self._asked: tuple[Asked[dict[str, Topic]], Asked[GroupState], Asked[dict[Place, TopicPartition]]] | None = None
+        self._asked: tuple[Asked[dict[str, Topic]], Asked[GroupState]] | None = None
         self._asked_at = float("-inf")
         self._changes = 0
 
@@ -69,14 +61,9 @@ class Standing:
             self._ask(changes)
         if self._asked is None or not all(asked.is_answered for asked in self._asked):
             return None
-        (topics, group, offsets), self._asked = self._asked, None
+        (topics, group), self._asked = self._asked, None
         with suppress(Retryable):
-            return Sight(
-                self._changes,
-                topics.answer(),
-                group.answer(),
-                frozenset(topic for topic, _ in offsets.answer()),
-            )
+            return Sight(self._changes, topics.answer(), group.answer())
         return None
 
     def hasten(self) -> None:
@@ -85,5 +72,4 @@ class Standing:
 
     def _ask(self, changes: int) -> None:
         self._asked_at, self._changes = boot_seconds(), changes
-        cluster, group = self._cluster, self._group
-        self._asked = (cluster.ask_topics(self._topics), cluster.ask_group(group), cluster.ask_offsets(group))
+        self._asked = (self._cluster.ask_topics(self._topics), self._cluster.ask_group(self._group))
