@@ -26,6 +26,8 @@ REPORT_SECONDS = 1.0
 SETTINGS: dict[str, object] = {
     "linger.ms": "5",
     "partitioner": "murmur2_random",
+    # A chunk is large enough for batches: no need to give all without a key to one partition for a while.
+    "sticky.partitioning.linger.ms": "0",
     "message.max.bytes": str(MESSAGE_BYTES),
     "queue.buffering.max.messages": "1000000",
     "queue.buffering.max.kbytes": "262144",
