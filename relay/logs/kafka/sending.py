@@ -23,6 +23,7 @@ NEARLY_BYTES = 20_000
 """So far below a topic's bound, a message is weighed with its headers."""
 ROOM_SECONDS = 0.05
 REPORT_SECONDS = 1.0
+TIDYING_BYTES = 4_096
 SETTINGS: dict[str, object] = {
     "linger.ms": "5",
     "partitioner": "murmur2_random",
@@ -71,6 +72,9 @@ class Sender:
             Retryable: the brokers do not answer; nothing was handed over.
             TimedOut: the queue stayed full: what was handed over is in doubt.
         """
+        # A large request has glibc join the crumbs that the headers of the last chunk were. In the memory of a thread
+        # beside the main one nothing else asks for so much, and each message would look for its place among them.
+        bytearray(TIDYING_BYTES)
         rows = rows_of(chunk)
         bounds = self._bounds({row[3] for row in rows})
         lowest = min((bound for bound in bounds.values() if bound is not None), default=None)
