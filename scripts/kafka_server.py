@@ -55,7 +55,6 @@ SETTINGS = {
     "broker.session.timeout.ms": "2000",
     "broker.heartbeat.interval.ms": "250",
     "group.initial.rebalance.delay.ms": "0",
-    "auto.create.topics.enable": "false",
     "log.cleaner.dedupe.buffer.size": "4194304",  # 128 MB of the heap otherwise
 }
 

@@ -256,13 +256,14 @@ class LogContract:
         assert sorted(partition.number for partition in bounds) == list(range(PARTITIONS))
         assert {partition.topic for partition in bounds} == {"orders"}
         assert len({partition.incarnation for partition in bounds}) == 1
-        assert sorted(bounds.values()) == [Bounds(Offset(0), Offset(0))] * (PARTITIONS - 1) + [
-            Bounds(Offset(0), Offset(5))
-        ]
+        *others, held = sorted(bounds.values())
+        assert others == [Bounds(Offset(0), Offset(0))] * (PARTITIONS - 1)
+        assert held == Bounds(Offset(0), Offset(5)) or (not road.dense and held.first == 0 and held.end > 5)
         member = Member(log, "orders").joined()
         assert member.consumer.bounds(list(bounds)) == bounds
         road.put(numbered(2))
-        assert max(held.end for held in member.consumer.bounds(list(bounds)).values()) == 7
+        end = max(held.end for held in member.consumer.bounds(list(bounds)).values())
+        assert end == 7 or (not road.dense and end >= held.end + 2)
 
     def test_seeking_back_replays_and_forward_skips(self, road: Road, log: Log):
         if not log.capabilities.replayable:
@@ -276,9 +277,11 @@ class LogContract:
         assert member.batches[0].begin == 4
         member.batches.clear()
         road.put(numbered(5, begin=10))
-        member.consumer.seek(partition, Offset(12))
+        # Where it stands after one hole, if there are holes.
+        behind = Offset(12 if road.dense else 13)
+        member.consumer.seek(partition, behind)
         assert numbers(member.read(3).records()) == [12, 13, 14]
-        assert member.batches[0].begin == 12
+        assert member.batches[0].begin == behind
 
     def test_what_was_read_ahead_is_dropped_by_a_seek(self, road: Road, log: Log):
         road.put(numbered(1500))
@@ -308,7 +311,9 @@ class LogContract:
         member.consumer.pause(rests)
         member.consumer.pause(rests)
         road.put([*numbered(600, begin=3), *numbered(100, key=None)])
-        others = sum(held.end for partition, held in log.partitions(["orders"]).items() if partition != rests)
+        ends = {partition: held.end for partition, held in log.partitions(["orders"]).items() if partition != rests}
+        # Each has one hole, if there are holes: all were put in one go.
+        others = sum(ends.values()) - (0 if road.dense else len(ends))
         member.until(lambda: len(member.records()) - len(member.of(rests)) == others, "the other partitions")
         for _ in range(5):
             member.poll()

@@ -160,6 +160,8 @@ class GroupContract:
         shared(old, new, partitions=2 * PARTITIONS)
         assert {partition.topic for partition in owners.of(old)} == {"orders"}
         assert {partition.topic for partition in owners.of(new)} >= {"payments"}
+        # A log need not know of more than was reported.
+        new.consumer.commit(dict.fromkeys(owners.of(new), Offset(1)))
         owners.close(new)
         together([old], lambda: old.consumer.abandoned() == {"payments"}, "it is said that payments wait")
         old.joined()
@@ -180,7 +182,12 @@ class GroupContract:
         together([first, second], lambda: settled(first) and settled(second), "both are settled")
         road.put(numbered(20, topic="later", key=None))
         shared(first, second)
-        together([first, second], lambda: len(first.records()) + len(second.records()) == 20, "its records")
+
+        def found() -> set[int]:
+            # One may have noticed the topic first, and have read what it then gave up.
+            return {*numbers(first.records()), *numbers(second.records())}
+
+        together([first, second], lambda: found() == set(range(20)), "its records")
 
     def test_a_listener_that_fails_while_others_hold_partitions_is_asked_again(
         self, road: Road, log: Log, other_log: Log

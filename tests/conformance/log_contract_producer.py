@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ from outbox.message import Entry, Epoch, Message, Position
 from relay.logs.contract import Log, NumberedProducer, Producer, ProducerIdentity, Settlement
 
 IDENTITY = ProducerIdentity("default", uuid.uuid4(), uuid.uuid4(), Epoch(1))
+STORED = datetime(2026, 1, 2, 3, 4, 5, 678_000, UTC)
 BROKEN_HEADERS: list[Any] = ["text", ["a"], {"a": 1}, {"a": None}, 3]
 
 
 def entries(messages: Sequence[Message], begin: int = 1) -> list[Entry]:
     return [
-        Entry(Position(position), replace(message, sequence=Position(position)))
+        Entry(Position(position), replace(message, sequence=Position(position), time=message.time or STORED))
         for position, message in zip(count(begin), messages, strict=False)
     ]
 

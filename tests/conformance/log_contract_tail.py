@@ -53,7 +53,7 @@ class TailContract:
         for partition, held in log.partitions(["orders"]).items():
             offsets = [record.offset for record in records if record.partition == partition]
             assert offsets == sorted(set(offsets))
-            assert len(offsets) == held.end
+            assert len(offsets) == held.end or (not road.dense and len(offsets) < held.end)
 
     def test_following_from_the_start_it_goes_on_with_what_is_new(self, road: Road, log: Log):
         road.put(numbered(3))

@@ -121,7 +121,7 @@ def test_a_selection_before_the_first_entry_is_empty(url: str):
     with reading(url) as reader:
         checkpoint, selection = reader.look(Checkpoint(BEGINNING, None, Position(0), Position(0)), Limits())
         assert isinstance(selection, Selection)
-        assert reader.fetch(reader.before(selection, Position(1)), Limits()).entries == []
+        assert len(reader.fetch(reader.before(selection, Position(1)), Limits()).entries) == 0
     assert checkpoint.snapshot_to is not None
 
 

@@ -255,9 +255,10 @@ def test_an_older_relay_cannot_append_once_a_newer_one_has_opened_the_log(pair: 
     fresh = Standing(pair)
     new = fresh.opened()
     old._lease = fresh.lease  # as if its steps still went through
-    with pytest.raises(Fenced):
+    with pytest.raises(Retryable, match="opened anew") as caught:
         old.step()
         old.finish()
+    assert isinstance(caught.value.__cause__, Fenced)
     assert payloads(pair[1]) == []
     rows(pair[0], "delete from relay_checkpoint where step = (select max(step) from relay_checkpoint)")
     new.close()

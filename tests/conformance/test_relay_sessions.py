@@ -152,6 +152,7 @@ def test_the_lease_is_renewed_while_a_log_takes_its_time(url: str, standing: Sta
     monkeypatch.setattr(
         MemoryProducer, "settle", lambda self, seconds: settle(self, seconds) if next(answers, True) else None
     )
+    assert standing.mover.step().entries == 0  # it is on its way
     assert standing.mover.step().entries == 1
     assert standing.lease.held.step == before + 3 + 1
     assert standing.read() == [b"1"]
@@ -178,6 +179,7 @@ def test_a_step_that_is_lost_after_the_log_has_the_chunk_makes_a_repeat_and_no_g
         raise Retryable("connection lost")
 
     monkeypatch.setattr(type(standing.lease), "advance", lose)
+    standing.mover.step()
     with pytest.raises(Retryable):
         standing.mover.step()
     monkeypatch.setattr(type(standing.lease), "advance", advance)

@@ -1,17 +1,35 @@
 """What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka import Consumer as Client
+from confluent_kafka import (
+    ConsumerGroupState,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    ConsumerGroupDescription,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from outbox.errors import OutboxError, Permanent, Unreachable
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.address import Address
+from relay.logs.kafka.asked import Asked, GroupMember, GroupState, Place
 from relay.logs.kafka.client import Faults, answer, made
 from relay.logs.kafka.errors import UNKNOWN_TOPIC, translated
 
@@ -76,17 +94,8 @@ class Cluster:
             Unreachable: no broker answers.
             Permanent: one may not be looked at.
         """
-        if not names:
-            return {}
         self._faults.forget()
-        asked = self._admin.describe_topics(TopicCollection(sorted(names)), request_timeout=ASK_SECONDS)
-        found = {}
-        for name, future in asked.items():
-            described = self._unless_unknown(f"asking for topic {name!r}", future)
-            if described is not None:
-                replicas = len(described.partitions[0].replicas) if described.partitions else 0
-                found[name] = Topic(name, str(described.topic_id), len(described.partitions), replicas)
-        return found
+        return self.ask_topics(names).answer()
 
     def _unless_unknown(self, doing: str, future: "Future[Answer]") -> Answer | None:
         try:
@@ -169,6 +178,86 @@ class Cluster:
             except OutboxError as error:
                 _refuse_unmade(error)
 
+    def ask_topics(self, names: Collection[str]) -> Asked[dict[str, Topic]]:
+        """Ask which of the topics exist; see `topics`."""
+        futures: dict[str, Future[Any]] = {}
+        if names:
+            futures = self._admin.describe_topics(TopicCollection(sorted(names)), request_timeout=ASK_SECONDS)
+
+        def read() -> dict[str, Topic]:
+            found = {}
+            for name, future in futures.items():
+                described = self._unless_unknown(f"asking for topic {name!r}", future)
+                if described is not None:
+                    replicas = len(described.partitions[0].replicas) if described.partitions else 0
+                    found[name] = Topic(name, str(described.topic_id), len(described.partitions), replicas)
+            return found
+
+        return Asked(futures.values(), read)
+
+    def ask_group(self, group: str) -> Asked[GroupState]:
+        """Ask who is in a group."""
+        future = self._admin.describe_consumer_groups([group], request_timeout=ASK_SECONDS)[group]
+
+        def read() -> GroupState:
+            try:
+                described = self._ask(f"asking who is in group {group!r}", future)
+            except OutboxError as error:
+                if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
+                    return GroupState(is_known=False, is_stable=False, assignor="", members=())
+                raise
+            return _group_state(described)
+
+        return Asked([future], read)
+
+    def offsets(self, group: str) -> dict[Place, TopicPartition]:
+        """Return the offsets that a group has committed, with what was noted beside them.
+
+        By a client that could be its member, and joins nothing: the admin client has a question for it, and ends the
+        process when the answer is that the group's coordinator is another (librdkafka 2.16).
+
+        Raises:
+            Retryable: no broker answers.
+        """
+        faults = Faults()
+        client = made(Client, self._address, faults, {"group.id": group, "enable.auto.commit": False})
+        try:
+            with translated(f"asking how far group {group!r} has come"):
+                return committed_offsets(client, ASK_SECONDS)
+        finally:
+            client.close()
+
+    def delete_group(self, group: str) -> bool:
+        """Delete what the brokers have of a group without members; return whether there was anything.
+
+        Raises:
+            Retryable: no broker answers, or somebody has become a member.
+        """
+        self._faults.forget()
+        doing = f"deleting group {group!r}"
+        try:
+            self._ask(doing, self._admin.delete_consumer_groups([group], request_timeout=ASK_SECONDS)[group])
+        except OutboxError as error:
+            if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
+                return False
+            raise
+        return True
+
+    def offsets_at(self, partitions: Iterable[Partition], time: datetime) -> dict[Partition, Offset]:
+        """Return for each partition the offset of the first record that was stored at `time` or later; else its end.
+
+        Raises:
+            Retryable: no broker answers.
+        """
+        wanted = list(partitions)
+        if not wanted:
+            return {}
+        specs: Any = OffsetSpec  # it has no types
+        # First, so that what comes in between is not skipped.
+        ends = self._offsets(wanted, specs.latest())
+        found = self._offsets(wanted, specs.for_timestamp(max(0, math.ceil(time.timestamp() * 1000))))
+        return {one: found[one] if found[one] >= 0 else ends[one] for one in wanted}
+
 
 def code_of(error: OutboxError) -> int | None:
     """Return the code of the client's error behind one of ours."""
@@ -182,3 +271,29 @@ def _refuse_unmade(error: OutboxError) -> None:
     if isinstance(error, Unreachable):
         raise error
     raise Permanent(f"{error}: make the topic yourself, or mend ?partitions= and ?replication= of --log") from error
+
+
+def committed_offsets(client: Client, timeout_seconds: float) -> dict[Place, TopicPartition]:
+    """Return what the client's group has committed, of any topic."""
+    found = client.list_topics(timeout=timeout_seconds).topics.values()
+    parts = [TopicPartition(topic.topic, number) for topic in found for number in topic.partitions]
+    answers = client.committed(parts, timeout_seconds) if parts else []
+    return {(one.topic, one.partition): one for one in answers if one.error is None and one.offset >= 0}
+
+
+def _group_state(described: ConsumerGroupDescription) -> GroupState:
+    members = [
+        GroupMember(
+            member.member_id,
+            member.client_id,
+            member.host,
+            frozenset((part.topic, part.partition) for part in member.assignment.topic_partitions),
+        )
+        for member in described.members
+    ]
+    return GroupState(
+        is_known=described.state != ConsumerGroupState.DEAD,
+        is_stable=described.state == ConsumerGroupState.STABLE,
+        assignor=described.partition_assignor or "",
+        members=tuple(members),
+    )

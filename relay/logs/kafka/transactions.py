@@ -1,7 +1,8 @@
 """A relay's hand on Kafka, exactly once: a chunk is a transaction, with its number in it.
 
 The number is the committed offset of a topic of ours that holds nothing, in a group of the relay's own; Kafka commits
-it with the chunk's records, or neither. Opening the producer ends what older epochs have begun, and fences them.
+it with the chunk's records, or neither. A second partition of that topic has the epoch. Opening the producer ends what
+older epochs have begun, and fences them.
 Offsets of a group that commits nothing for `offsets.retention.minutes` (seven days) are forgotten by the brokers, so a
 relay that is idle for long commits its number alone now and then, and before its first chunk.
 """
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
-from outbox.errors import Retryable, TimedOut, Unreachable
+from outbox.errors import Fenced, Permanent, Retryable, TimedOut, Unreachable
 from outbox.message import Entry
 from relay.logs.contract import Failure, ProducerIdentity, Settlement
 from relay.logs.kafka.address import Address
@@ -25,7 +26,9 @@ from relay.logs.kafka.topics import Topics
 from relay.logs.worker import Worker
 
 NUMBERS = "outbox-relay.chunks"
-"""The topic whose offsets are the numbers of chunks; no record is ever in it."""
+"""The topic whose offsets are numbers and epochs; no record is ever in it."""
+NUMBER, EPOCH = 0, 1
+PARTITIONS = 2
 TRANSACTION_SECONDS = 10.0
 """After so long the brokers end a transaction that its producer left open; until then readers wait behind it."""
 SHARE = 0.7
@@ -93,16 +96,30 @@ class TransactionalProducer:
             raise
 
     def _open(self) -> None:
+        # Before, so that a stale relay does not end the transaction of the one that holds the lease; after, since that
+        # one may have come in between.
+        self._refuse_if_newer(self._stored(EPOCH))
         # A coordinator that is still loading its state says so, for a while after a broker's start.
         self._until_done("opening the relay's transactions", self._producer.init_transactions)
-        position = TopicPartition(NUMBERS, 0)
+        self._refuse_if_newer(self._stored(EPOCH))
+        self._number = self._stored(NUMBER)
+        self._expected = None if self._number is None else self._number + 1
+        self._begin()
+        self._commit(None)
+
+    def _stored(self, what: int) -> int | None:
+        """Return the number or the epoch that the brokers have; the answer waits for a transaction that is ending."""
         doing = "reading the number of the last chunk"
-        # Read committed: the answer waits for a transaction that is ending.
+        position = TopicPartition(NUMBERS, what)
         (found,) = self._until_done(doing, lambda seconds: self._reader.committed([position], timeout=seconds))
         if found.error is not None:
             raise ours(found.error, doing)
-        self._number = None if found.offset == OFFSET_INVALID else int(found.offset)
-        self._expected = None if self._number is None else self._number + 1
+        return None if found.offset == OFFSET_INVALID else int(found.offset)
+
+    def _refuse_if_newer(self, epoch: int | None) -> None:
+        if epoch is not None and epoch > self._identity.epoch:
+            name, own = self._identity.relay, self._identity.epoch
+            raise Fenced(f"relay {name!r} produces with epoch {epoch} by now; this one has {own}")
 
     def number(self) -> int | None:
         """Return the number of the relay's last chunk in the log; see `NumberedProducer.number`."""
@@ -165,19 +182,22 @@ class TransactionalProducer:
             raise TimedOut(f"a chunk was not taken: {failure.reason}")
         return failure
 
-    def _commit(self, number: int) -> None:
-        position = TopicPartition(NUMBERS, 0, number, metadata=f"epoch {self._identity.epoch}")
+    def _commit(self, number: int | None) -> None:
+        positions = [TopicPartition(NUMBERS, EPOCH, self._identity.epoch)]
+        if number is not None:
+            positions.append(TopicPartition(NUMBERS, NUMBER, number))
         group = self._reader.consumer_group_metadata()
         try:
             self._until_done(
                 "storing a chunk's number",
-                lambda seconds: self._producer.send_offsets_to_transaction([position], group, seconds),
+                lambda seconds: self._producer.send_offsets_to_transaction(positions, group, seconds),
             )
             self._until_done("committing a chunk", self._producer.commit_transaction)
         except _Abortable as error:
             self._abort()
             raise TimedOut(str(error)) from error
-        self._expected, self._kept = number + 1, time.monotonic()
+        if number is not None:
+            self._expected, self._kept = number + 1, time.monotonic()
 
     def _abort(self) -> None:
         """End the transaction; when this returns, nothing of it can be read, ever."""
@@ -215,5 +235,8 @@ class TransactionalProducer:
 
 def _make_sure(topics: Topics) -> None:
     """See that the topic of numbers is there. A deleted one has taken its numbers with it."""
-    if not topics.cluster.topics([NUMBERS]):
-        topics.cluster.make([NUMBERS], partitions=1, replication=topics.address.replication)
+    found = topics.cluster.topics([NUMBERS]).get(NUMBERS)
+    if found is None:
+        topics.cluster.make([NUMBERS], partitions=PARTITIONS, replication=topics.address.replication)
+    elif found.partitions < PARTITIONS:
+        raise Permanent(f"topic {NUMBERS!r}, where chunks are numbered, has one partition: give it {PARTITIONS}")
