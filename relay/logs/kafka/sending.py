@@ -25,6 +25,7 @@ NEARLY_BYTES = 20_000
 """So far below a topic's bound, a message is weighed with its headers."""
 ROOM_SECONDS = 0.05
 REPORT_SECONDS = 1.0
+TIDYING_BYTES = 4_096
 SETTINGS: dict[str, object] = {
     "linger.ms": "5",
     "partitioner": DEFAULT,
@@ -62,6 +63,8 @@ class Sender:
         self._weighs = codecs == {"none"}
         self._headers = header_writer(identity)
         self._room_seconds = identity.lease_seconds / 4
+        # One object for all messages: a bound method each would bring a full garbage collection every three chunks.
+        self._report = self._reported
         self._refused: tuple[KafkaError, Message] | None = None
         self._gave_up: str | None = None
         partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
@@ -83,6 +86,9 @@ class Sender:
             Retryable: the brokers do not answer; nothing was handed over.
             TimedOut: the queue stayed full: what was handed over is in doubt.
         """
+        # A large request has glibc join the crumbs that the headers of the last chunk were. In the memory of a thread
+        # beside the main one nothing else asks for so much, and each message would look for its place among them.
+        bytearray(TIDYING_BYTES)
         rows = rows_of(chunk)
         bounds = self._bounds({row[3] for row in rows})
         lowest = min((bound for bound in bounds.values() if bound is not None), default=None)
@@ -123,7 +129,7 @@ class Sender:
                 return f"it needs {size} bytes and its topic takes {most}: raise the topic's max.message.bytes"
         partition = -1 if self._priming is None else self._priming.place(topic, row[4])
         try:
-            self.producer.produce(topic, payload, row[4], partition, on_delivery=self._reported, headers=headers)
+            self.producer.produce(topic, payload, row[4], partition, on_delivery=self._report, headers=headers)
         except BufferError:
             self._wait_for_room()
             return self._hand_over(row, bounds, weighed)
