@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from inbox.claims import Limits, dialect_for
+from inbox.deduplicate import ById, ByOffset
 from inbox.first_time import FirstTime
 from inbox.handlers import Handlers, handler_of
 from inbox.hands.many import Worker
@@ -50,7 +51,9 @@ class Inbox:
         metadata: where to register the set `inbox`, so that Alembic sees it; without it, the tables of `outbox init`.
         schema: where the tables lie; by default the metadata's own schema.
         prefix: put before the tables' names.
-        deduplicate: by what a repeat is known: `"id"`.
+        deduplicate: by what a repeat is known. `"id"`: each message's id is remembered, in a row of its own.
+            `"offset"`: no ids, and constant space; a message that lies twice in the log is handled twice, so it is for
+            logs that are written exactly once.
 
     Raises:
         ConfigurationError: an empty group, or another way to deduplicate.
@@ -63,11 +66,12 @@ class Inbox:
         metadata: MetaData | None = None,
         schema: str | None = None,
         prefix: str = "",
-        deduplicate: Literal["id"] = "id",
+        deduplicate: Literal["id", "offset"] = "id",
     ) -> None:
         self._group = _group_name(group)
-        if deduplicate != "id":
-            raise ConfigurationError(f"deduplicate={deduplicate!r} is not known: leave it out, or write 'id'")
+        if deduplicate not in ("id", "offset"):
+            raise ConfigurationError(f"deduplicate={deduplicate!r} is not known: write 'id' (the default) or 'offset'")
+        self._by_offset = deduplicate == "offset"
         self._tables = inbox_tables(MetaData() if metadata is None else metadata, schema, prefix)
         self._handlers = Handlers()
 
@@ -94,8 +98,8 @@ class Inbox:
         """Register a handler for a topic; a decorator that leaves the function as it is.
 
         The function asks for what it needs by annotation: `Delivery` or `Delivery[X]`, and a `Session`, `AsyncSession`,
-        `Connection` or `AsyncConnection`, which is the transaction that also holds the deduplication row and what
-        `outbox.write` adds. Without annotations: the delivery, then the session.
+        `Connection` or `AsyncConnection`, which is the transaction that also says that the message is handled, and has
+        what `outbox.write` adds. Without annotations: the delivery, then the session.
 
         Args:
             topic: whose messages.
@@ -150,11 +154,13 @@ class Inbox:
             log: URL of the log.
             once: end when each partition is read to the end it had when first seen, or belongs to a live member.
             concurrency: how many messages are handled at a time, each in a transaction and connection of its own; the
-                order of a key is kept. For slow handlers, on PostgreSQL; with 1, messages share transactions.
+                order of a key is kept. For slow handlers, on PostgreSQL; with 1, messages share transactions. Not by
+                offset.
             group: another name for the group.
             start: where a group begins that is not registered yet.
             stop: set it to end; what is in hand is finished first.
-            retain: for how long the ids of messages are remembered, counted back from the group's newest.
+            retain: for how long the ids of messages are remembered, counted back from the group's newest; by offset
+                there are none.
             wait: how many seconds `once` waits for a database or a log that is away.
 
         Raises:
@@ -178,13 +184,13 @@ class Inbox:
                 )
             )
             return
-        _refuse_count(concurrency)
+        self._refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
         checked_retention(retain, "--retain")
         with _only_once(name), _opened(log, self.place) as opened:
             loop = self._loop(opened, name, target, connect=ThreadTransactions, manner=manner, concurrency=concurrency)
-            with self._chores(name, target, opened, retain).beside(manner.stop, once=once):
+            with self._chores(name, target, opened, retain, manner):
                 loop.run()
 
     async def run_async(
@@ -211,7 +217,7 @@ class Inbox:
         """
         if not self._handlers.asynchronous:
             raise ConfigurationError("run_async is for async def handlers: call run")
-        _refuse_count(concurrency)
+        self._refuse_count(concurrency)
         name, target = self._target(database, group, wait)
         manner = _manner(once, start, stop, wait)
         checked_retention(retain, "--retain")
@@ -225,10 +231,10 @@ class Inbox:
                 manner=manner,
                 concurrency=concurrency,
             )
-            chores = self._chores(name, target, opened, retain)
+            chores = self._chores(name, target, opened, retain, manner)
 
             def run() -> None:
-                with chores.beside(manner.stop, once=once):
+                with chores:
                     loop.run()
 
             running = asyncio.ensure_future(asyncio.to_thread(run))
@@ -257,7 +263,15 @@ class Inbox:
             session: the transaction; for an async one the answer is to be awaited.
             message_id: the CloudEvents id.
             source: the CloudEvents source.
+
+        Raises:
+            ConfigurationError: this Inbox knows repeats by offset, or that is no session.
         """
+        if self._by_offset:
+            raise ConfigurationError(
+                f"group {self._group!r} remembers no ids (deduplicate='offset'), so it cannot tell whether a message "
+                "comes for the first time: ask an Inbox with a group of its own, and without deduplicate="
+            )
         return FirstTime(self.place, self._tables.inbox, self._group).ask(session, message_id, source)
 
     def _target(self, database: str, group: str | None, wait: float) -> tuple[str, Target]:
@@ -268,8 +282,25 @@ class Inbox:
         limits = Limits(self._handlers.timeout_seconds, wait)
         return name, Target(url, dialect_for(url, self.place, name), limits, self.place)
 
-    def _chores(self, name: str, target: Target, log: Log, retain: timedelta) -> Chores:
-        return Chores(Group(name, target.url, self.place, self._handlers.topics, retain), log)
+    def _chores(
+        self, name: str, target: Target, log: Log, retain: timedelta, manner: Manner
+    ) -> AbstractContextManager[None]:
+        if self._by_offset:
+            return nullcontext()
+        group = Group(name, target.url, self.place, self._handlers.topics, retain)
+        return Chores(group, log).beside(manner.stop, once=manner.once)
+
+    def _refuse_count(self, concurrency: int) -> None:
+        if not 1 <= concurrency <= MOST_CONCURRENCY:
+            raise ConfigurationError(
+                f"concurrency {concurrency} cannot be: from 1 to {MOST_CONCURRENCY}, each with a connection of its own"
+            )
+        if self._by_offset and concurrency > 1:
+            raise ConfigurationError(
+                f"group {self._group!r} knows by its offsets alone what is handled (deduplicate='offset'), and with "
+                "--concurrency messages are handled out of their order, known by their ids: leave --concurrency out, "
+                "or deduplicate='offset'"
+            )
 
     def _loop(
         self,
@@ -292,15 +323,9 @@ class Inbox:
             transactions=connect(target),
             target=target,
             registration=Registration(self._tables.inbox_offset, name),
+            deduplicate=(ByOffset if self._by_offset else ById)(self._tables, name, target.dialect),
             manner=manner,
             workers=workers,
-        )
-
-
-def _refuse_count(concurrency: int) -> None:
-    if not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise ConfigurationError(
-            f"concurrency {concurrency} cannot be: from 1 to {MOST_CONCURRENCY}, each with a connection of its own"
         )
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from inbox.database import HandlersDatabase
+from inbox.deduplicate import Deduplicate
 from inbox.handlers import Handlers
 from inbox.hands import Hands
 from inbox.hands.many import ManyHands, Worker
@@ -66,6 +67,7 @@ class Loop:
         transactions: Transactions,
         target: Target,
         registration: Registration,
+        deduplicate: Deduplicate,
         manner: Manner,
         workers: Sequence[Worker] = (),
     ) -> None:
@@ -82,9 +84,11 @@ class Loop:
         self._hands: Hands = (
             ManyHands(self._database, workers, handlers, registration, judge, once=manner.once)
             if workers
-            else OneHand(self._database, handlers, registration, judge)
+            else OneHand(self._database, handlers, registration, judge, deduplicate)
         )
-        self._membership = Membership(self, self._hands, log, self._topics, registration, latest=manner.latest)
+        self._membership = Membership(
+            self, self._hands, log, self._topics, registration, deduplicate=deduplicate, latest=manner.latest
+        )
         self._registration = registration
         self._paused: set[Partition] = set()
         self._polled = 0.0

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 
 from inbox.claims import Claim
+from inbox.deduplicate import Deduplicate
 from inbox.hands import Hands
 from inbox.registration import Registration, refuse_holes
 from outbox.message import Offset
@@ -41,6 +42,7 @@ class Membership:
         topics: Sequence[str],
         registration: Registration,
         *,
+        deduplicate: Deduplicate,
         latest: bool,
     ) -> None:
         self.goals: dict[Partition, Offset] = {}
@@ -49,6 +51,7 @@ class Membership:
         self._log = log
         self._topics = topics
         self._registration = registration
+        self._deduplicate = deduplicate
         self._latest = latest
 
     def register(self) -> None:
@@ -69,6 +72,7 @@ class Membership:
 
         Raises:
             Permanent: the log no longer has what comes next.
+            ConfigurationError: the group has run the other way, and cannot go on like this.
         """
         held = self._held()
         claims = self._member.persist(lambda connection: self._resume(connection, partitions, held))
@@ -102,4 +106,6 @@ class Membership:
         self, connection: Connection, partitions: Sequence[Partition], held: Mapping[Partition, Bounds]
     ) -> dict[Partition, Claim]:
         self._registration.register(connection, held, latest=False)
+        # With each assignment: what is given to us now, a member that runs the other way may have had until now.
+        self._deduplicate.look(connection)
         return {partition: self._registration.newest(connection, partition) for partition in partitions}

@@ -3,7 +3,8 @@
     assert deliver(inbox, session=session, topic="orders", type="OrderPlaced", payload={"id": 42}) is Outcome.HANDLED
 
 All but the fetching is the product's own: which handler, the payload's model, what the handler is lent, the context,
-and the row by which a repeat is known. It happens inside the transaction of the session that the test gives.
+and the row by which a repeat is known (none with `deduplicate="offset"`). It happens inside the transaction of the
+session that the test gives.
 """
 
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ def deliver(
     """Hand a message to the handler of an Inbox, in the transaction of `session`.
 
     What the handler did, and the row that it was handled, are in that transaction: commit or roll it back as you like.
+    With `deduplicate="offset"` there is no such row: each delivery stands for a record of its own, and is handled.
     When the handler raises, what it did is rolled back (to a savepoint), its exception comes out as it is, and the
     message may be delivered again. Objects of a Session are expired, so that they show what the handler changed.
 
@@ -156,7 +158,8 @@ def _handle(connection: Connection, asynchronous: AsyncConnection | None, inbox:
     connection.execute(delete(inbox._tables.inbox).where(false()))  # noqa: SLF001 - the same
     lent = Lent(connection, None, asynchronous, connection.begin_nested())
     try:
-        if not inbox.first_time(connection, message.id, message.source or ""):
+        # By offset each delivery is a message of its own, and there is no row of it.
+        if not inbox._by_offset and not inbox.first_time(connection, message.id, message.source or ""):  # noqa: SLF001
             lent.abandon()
             return Outcome.DUPLICATE
         lent.call(handler, delivery_of(attempt.record, handler, attempt.number, attempt.redelivered))

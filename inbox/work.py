@@ -2,12 +2,11 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from inbox.claims import SLACK_SECONDS, Dialect, Identity, MessageDialect, Taking
+from inbox.claims import SLACK_SECONDS, MessageDialect
+from inbox.deduplicate import Deduplicate, identity_of
 from inbox.delivery import Delivery
 from inbox.handlers import Handler, Handlers
 from inbox.lane import Segment, is_over
@@ -36,38 +35,7 @@ class TooSlow(Exception):
         self.handled = handled
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A segment, reduced to the first record of each message.
-
-    Attributes:
-        firsts: by message, in offset order: the record to handle, and by what.
-        repeats: how many records repeat a message of this very segment.
-        ignored: how many have no handler.
-    """
-
-    firsts: dict[Identity, tuple[Record, Handler]]
-    repeats: int
-    ignored: int
-
-
-def plan(records: Sequence[Record], handlers: Handlers) -> Plan:
-    """Reduce records to what is to be handled. An at-least-once repeat often lies in the same batch."""
-    firsts: dict[Identity, tuple[Record, Handler]] = {}
-    repeats = ignored = 0
-    for record in records:
-        handler = handlers.for_message(record.message)
-        identity = _identity(record)
-        if handler is None:
-            ignored += 1
-        elif identity in firsts:
-            repeats += 1
-        else:
-            firsts[identity] = (record, handler)
-    return Plan(firsts, repeats, ignored)
-
-
-def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -> float:
+def handle(lent: Lent, segment: Segment, handlers: Handlers, deduplicate: Deduplicate) -> float:
     """Claim the segment's records and hand the new ones to their handlers; return how many seconds that took.
 
     Raises:
@@ -75,16 +43,9 @@ def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -
         HandlerFailed: a handler raised.
         TooSlow: the batch takes too long for one transaction.
     """
-    todo = plan(segment.records, handlers)
-    taking = Taking(
-        segment.partition, segment.claim, segment.end, sorted(todo.firsts, key=_order), todo.repeats, todo.ignored
-    )
-    fresh = dialect.take(lent.connection, taking)
+    due = deduplicate.take(lent.connection, segment, handlers)
     begun = heard = time.monotonic()
-    handled = 0
-    for identity, (record, handler) in todo.firsts.items():
-        if fresh is not None and identity not in fresh:
-            continue
+    for handled, (record, handler) in enumerate(due):
         now = time.monotonic()
         if handled and is_over(now - begun):
             raise TooSlow(handled)
@@ -93,7 +54,6 @@ def handle(lent: Lent, segment: Segment, handlers: Handlers, dialect: Dialect) -
             lent.connection.execute(_NOTHING)
             heard = now
         _call(lent, segment, record, handler)
-        handled += 1
     return time.monotonic() - begun
 
 
@@ -106,7 +66,7 @@ def handle_one(lent: Lent, segment: Segment, handlers: Handlers, dialect: Messag
     """
     (record,) = segment.records
     handler = handlers.for_message(record.message)
-    if handler is None or not dialect.remember(lent.connection, segment.partition, record.offset, _identity(record)):
+    if handler is None or not dialect.remember(lent.connection, segment.partition, record.offset, identity_of(record)):
         return False
     _call(lent, segment, record, handler)
     return True
@@ -117,14 +77,6 @@ def _call(lent: Lent, segment: Segment, record: Record, handler: Handler) -> Non
         lent.call(handler, delivery_of(record, handler, segment.attempt, record.offset < segment.handed_to))
     except Exception as error:
         raise HandlerFailed(record, handler.retry) from error
-
-
-def _identity(record: Record) -> Identity:
-    return record.message.source or "", record.message.id
-
-
-def _order(identity: Identity) -> tuple[str, int]:
-    return identity[0], identity[1].int
 
 
 def delivery_of(record: Record, handler: Handler, attempt: int, redelivered: bool) -> Delivery[object]:  # noqa: FBT001

@@ -1,8 +1,8 @@
 """Claims: how a group proves, in the handler's own database, which records it has handled.
 
 `inbox_offset` is a journal. Each transaction that handles records locks the claim it was decided on, inserts the ids of
-the messages, and inserts the claim after it; so of two consumers that both believe they own a partition, one finds its
-claim gone and goes back to the newest.
+the messages (unless repeats are known by offset), and inserts the claim after it; so of two consumers that both believe
+they own a partition, one finds its claim gone and goes back to the newest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -76,10 +76,11 @@ class Taking:
         partition: whose.
         claim: the claim it was decided on; the run begins at its end.
         end: one past the run.
-        identities: of the messages that have a handler, each once, sorted (two that sort alike cannot deadlock).
+        identities: of the messages that have a handler, each once, sorted (two that sort alike cannot deadlock); none
+            when repeats are known by offset.
         repeats: how many more records of the run are of these messages.
         ignored: how many have no handler.
-        handled: how many were handled already, in transactions of their own.
+        handled: how many more are handled: all of them by offset, or already, in transactions of their own.
     """
 
     partition: Partition
@@ -125,6 +126,8 @@ class Dialect(Protocol):
 
     def take(self, connection: Connection, taking: Taking) -> frozenset[Identity] | None:
         """Lock the claim, insert the ids, insert the next claim; return the new ids, None when all of them are new.
+
+        Without ids the claim is taken all the same: it alone says then that the run is handled.
 
         Raises:
             Fenced: another consumer has taken this step.

@@ -26,6 +26,7 @@ _PRUNE_LOCK = "1s"
 # Why each line stands:
 # - current: `for update` makes a twin wait here; `end_offset` refuses a run that does not begin where the last ended.
 #   Without the lock a late twin inserts a step that was pruned; without the comparison a lost run is skipped for good.
+#   By offset there are no ids behind it: then the lost lock alone is a second effect (test_inbox_offset.py).
 # - fresh: reads `current`, so that nothing is inserted when the claim is lost. In the order given, which is sorted.
 # - next: reads `fresh` by way of `counted`, so that the ids come first: a new claim means that they are in.
 _TAKE = """

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from inbox.claims import Claim
 from inbox.database import HandlersDatabase
+from inbox.deduplicate import Deduplicate
 from inbox.handlers import Handlers
 from inbox.judgement import Judge
 from inbox.lane import Lane, Segment
@@ -30,13 +31,19 @@ class OneHand:
     """One transaction at a time; partitions take turns."""
 
     def __init__(
-        self, database: HandlersDatabase, handlers: Handlers, registration: Registration, judge: Judge
+        self,
+        database: HandlersDatabase,
+        handlers: Handlers,
+        registration: Registration,
+        judge: Judge,
+        deduplicate: Deduplicate,
     ) -> None:
         self.lanes: dict[Partition, Lane] = {}
         self._database = database
         self._handlers = handlers
         self._registration = registration
         self._judge = judge
+        self._deduplicate = deduplicate
         self._in_hand: InHand | None = None
 
     @property
@@ -57,8 +64,7 @@ class OneHand:
             self._read_again(consumer, lane)
             return
         segment = lane.next()
-        dialect = self._database.target.dialect
-        outcome = self._database.submit(lambda lent: handle(lent, segment, self._handlers, dialect))
+        outcome = self._database.submit(lambda lent: handle(lent, segment, self._handlers, self._deduplicate))
         self._in_hand = InHand(lane, segment, outcome)
 
     def _read_again(self, consumer: Consumer, lane: Lane) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from inbox_road import Road, on, running
 from sqlalchemy import MetaData
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from inbox import Delivery, Inbox
 from inbox.claims import Limits, dialect_for
+from inbox.deduplicate import ById, ByOffset
 from inbox.handlers import Handlers
 from inbox.hands.many import Worker
 from inbox.loop import Loop, Manner
@@ -34,9 +35,11 @@ class Twin:
         body: Callable[[Delivery[str], Session], None],
         *,
         concurrency: int = 1,
+        deduplicate: Literal["id", "offset"] = "id",
         **options: Any,
     ) -> None:
-        self.inbox = Inbox(GROUP)
+        self.inbox = Inbox(GROUP, deduplicate=deduplicate)
+        self._way = ByOffset if deduplicate == "offset" else ById
         on(self.inbox, "def", body, **options)
         self._handlers: Handlers = self.inbox._handlers
         self._road, self._name, self._concurrency = road, name, concurrency
@@ -45,13 +48,15 @@ class Twin:
         url = parse_url(self._road.database)
         target = Target(url, dialect_for(url, Place(), GROUP), Limits(self._handlers.timeout_seconds), Place())
         others = target.dialect.others(self._concurrency) if self._concurrency > 1 else []
+        tables = inbox_tables(MetaData())
         Loop(
             self._road.open_log(),
             f"{GROUP}-{self._name}",
             self._handlers,
             transactions=ThreadTransactions(target),
             target=target,
-            registration=Registration(inbox_tables(MetaData()).inbox_offset, GROUP),
+            registration=Registration(tables.inbox_offset, GROUP),
+            deduplicate=self._way(tables, GROUP, target.dialect),
             manner=Manner(once=False, latest=False, stop=stop, wait_seconds=10),
             workers=[Worker(ThreadTransactions(replace(target, dialect=one)), one) for one in others],
         ).run()

@@ -129,7 +129,7 @@ class NamedLog:
         return self.log.identity()
 
     def producer(self, identity: ProducerIdentity) -> Producer:
-        raise NotImplementedError
+        raise AssertionError(f"nothing is produced for {identity.relay!r} here: see `KafkaRoad.put`")
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         with self.names.plain_words():

@@ -7,48 +7,22 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from databases import rows, wait_until
-from inbox_road import TOPIC, Road, effect, on
-from sqlalchemy import Connection, MetaData, create_engine, text
+from databases import wait_until
+from inbox_hands import GROUP, PARTITION, Hand, newest, register, registration, wait_until_waiting, waits_for
+from inbox_road import Road, effect, on
+from sqlalchemy import text
 
 from inbox import Inbox
-from inbox.claims import Claim, Dialect, Limits, Taking, dialect_for
-from inbox.registration import Registration
+from inbox.claims import Claim
 from outbox.errors import Fenced, Forgotten, OutboxError, Permanent
 from outbox.message import Offset
-from outbox.process.urls import parse_url, with_driver
-from outbox.tables import inbox_tables
-from outbox.tables.names import Place
-from relay.logs.contract import Bounds, Partition
+from relay.logs.contract import Bounds
 from relay.logs.memory import MemoryLog
-
-GROUP = "billing"
-PARTITION = Partition(TOPIC, "11111111-1111-1111-1111-111111111111", 0)
-LIMITS = Limits(handler_seconds=20)
 
 
 @pytest.fixture
 def road(database_url: str) -> Road:
     return Road(database_url)
-
-
-class Hand:
-    """One consumer's connection, by which claims are taken directly."""
-
-    def __init__(self, url: str) -> None:
-        parsed = parse_url(url)
-        self.dialect: Dialect = dialect_for(parsed, Place(), GROUP)
-        self.engine = create_engine(self.dialect.url(with_driver(parsed)))
-        self.dialect.adapt(self.engine)
-        self.connection: Connection = self.engine.connect()
-        self.dialect.prepare(self.connection, LIMITS)
-
-    def take(self, claim: Claim, end: int, ids: list[tuple[str, Any]]) -> Any:
-        return self.dialect.take(self.connection, Taking(PARTITION, claim, Offset(end), sorted(ids), 0, 0))
-
-    def close(self) -> None:
-        self.connection.close()
-        self.engine.dispose()
 
 
 @pytest.fixture
@@ -62,21 +36,6 @@ def hands(road: Road) -> Iterator[Callable[[], Hand]]:
     yield make
     for hand in made:
         hand.close()
-
-
-def registration() -> Registration:
-    return Registration(inbox_tables(MetaData()).inbox_offset, GROUP)
-
-
-def register(hand: Hand, partitions: int = 1, *, latest: bool = False, first: int = 0, end: int = 0) -> bool:
-    held = {PARTITION._replace(number=number): Bounds(Offset(first), Offset(end)) for number in range(partitions)}
-    with hand.connection.begin():
-        return registration().register(hand.connection, held, latest=latest)
-
-
-def newest(hand: Hand, number: int = 0) -> Claim:
-    with hand.connection.begin():
-        return registration().newest(hand.connection, PARTITION._replace(number=number))
 
 
 IDS = [("/shop", uuid4()) for _ in range(10)]
@@ -171,16 +130,6 @@ def test_a_twin_goes_on_when_the_other_rolls_back(road: Road, hands: Callable[[]
     assert newest(one) == Claim(1, Offset(5))
 
 
-def wait_until_waiting(url: str, thread: threading.Thread, lock: str = "%") -> None:
-    """On PostgreSQL, wait until somebody waits for a lock; on SQLite there is nothing to see but that it goes on."""
-    if url.startswith("sqlite"):
-        thread.join(0.2)
-        assert thread.is_alive()
-        return
-    waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-    wait_until(lambda: rows(url, waiting)[0][0] == 1, "the twin waits for a lock")
-
-
 def test_a_late_insert_of_a_pruned_step_is_fenced(postgresql_url: str) -> None:
     """The schedule that random faults do not find: a claim hangs on an id while steps go on and are pruned.
 
@@ -224,15 +173,6 @@ def test_a_late_insert_of_a_pruned_step_is_fenced(postgresql_url: str) -> None:
     assert road.ids() == 5
     one.close()
     late.close()
-
-
-def waits_for(url: str) -> int | None:
-    found = rows(
-        url,
-        "select pg_blocking_pids(pid) from pg_stat_activity"
-        " where datname = current_database() and wait_event_type = 'Lock'",
-    )
-    return found[0][0][0] if found and found[0][0] else None
 
 
 # Registration

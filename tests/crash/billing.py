@@ -16,6 +16,7 @@ MARK = "TEST_MARK"
 SLOW_SECONDS = 6.0
 
 inbox = Inbox("billing")
+by_offset = Inbox("billing", deduplicate="offset")
 before_payments = Inbox("billing")
 one_slow = Inbox("billing")
 one_stops = Inbox("billing")
@@ -24,6 +25,8 @@ one_stops = Inbox("billing")
 # A short time-out: when a consumer is stopped inside its transaction, the server ends that a little after it.
 @inbox.handler("orders", timeout_seconds=2)
 @inbox.handler("payments", timeout_seconds=2)
+@by_offset.handler("orders", timeout_seconds=2)
+@by_offset.handler("payments", timeout_seconds=2)
 @before_payments.handler("orders", timeout_seconds=2)
 def handle(delivery: Delivery, session: Session) -> None:
     """Leave an effect; slowly, so that a kill falls into the middle of a batch."""

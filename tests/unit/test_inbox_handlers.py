@@ -106,7 +106,7 @@ def test_a_group_has_a_name_and_handlers():
     with pytest.raises(ConfigurationError, match="no handlers"):
         Inbox("billing").run("sqlite:///none.db", "memory://x", once=True)
     with pytest.raises(ConfigurationError, match="deduplicate"):
-        Inbox("billing", deduplicate="offset")  # type: ignore[arg-type]
+        Inbox("billing", deduplicate="key")  # type: ignore[arg-type]
 
 
 def test_retry_takes_a_timedelta():
