@@ -222,7 +222,11 @@ class KafkaConsumer:
         if partition.topic not in topics:
             return
         self._end_remade(membership, topics)
-        if self._reading.has(partition):
+        if not self._reading.has(partition):
+            # What is known of the topics is of before.
+            self._sight = None
+            self._standing.hasten()
+        else:
             held = self._cluster.bounds([partition])[partition]
             if held.first <= offset <= held.end:
                 membership.seek(place, offset)

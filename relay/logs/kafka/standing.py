@@ -61,5 +61,6 @@ class Standing:
         return None
 
     def hasten(self) -> None:
-        """Look again at once: what is known is out of date."""
+        """Look again at once: what is known is out of date, and what is on its way may be."""
+        self._asked = None
         self._asked_at = float("-inf")
