@@ -9,12 +9,24 @@ from benchmarks.ground import SETTINGS, Ground
 from benchmarks.handling import p4
 from benchmarks.latency import p5
 from benchmarks.measuring import Row
-from benchmarks.moving import p2, p6, p7
+from benchmarks.memory import p6
+from benchmarks.moving import p2, p7
+from benchmarks.producing import p1_and_p8
 from benchmarks.retention import retention
 from benchmarks.table import as_data, conditions, show
 from benchmarks.writing import p3
 
-PARTS = {"P2": p2, "P3": p3, "P4": p4, "P5": p5, "P6": p6, "P7": p7, "RETENTION": retention}
+PARTS = {
+    "P1": p1_and_p8,
+    "P2": p2,
+    "P3": p3,
+    "P4": p4,
+    "P5": p5,
+    "P6": p6,
+    "P7": p7,
+    "P8": p1_and_p8,
+    "RETENTION": retention,
+}
 
 
 def main() -> None:
@@ -32,8 +44,8 @@ def main() -> None:
     rows: list[Row] = []
     with Ground() as ground:
         about = {**conditions(chosen.scale, ground.version()), **SETTINGS}
-        for part in [part.upper() for part in chosen.parts] or PARTS:
-            for row in PARTS[part](ground, chosen.scale, chosen.rounds):
+        for measure in dict.fromkeys(PARTS[part.upper()] for part in chosen.parts or PARTS):
+            for row in measure(ground, chosen.scale, chosen.rounds):
                 rows.append(row)
                 print(f"{row.number:3} {row.what}: {row.figure}", file=sys.stderr, flush=True)
     if chosen.json:

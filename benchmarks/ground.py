@@ -1,15 +1,19 @@
-"""The ground that is measured on: a PostgreSQL server of our own, databases, and entries to move."""
+"""The ground that is measured on: servers of our own, databases, and entries to move."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
+from postgresql_server import PostgresqlServer
 from sqlalchemy import create_engine
 
 from outbox.install import install
 from outbox.tables import Place
-from scripts.postgresql_server import PostgresqlServer
+
+if TYPE_CHECKING:
+    from benchmarks.brokers import Broker
 
 SETTINGS = {
     # The two that every server of some use is given: 128 MB of buffers and a checkpoint a gigabyte are for laptops.
@@ -24,18 +28,37 @@ ENTRIES_A_TRANSACTION = 10
 
 
 class Ground:
-    """One server for the whole run."""
+    """One PostgreSQL server for the whole run, and one Kafka broker if a part asks for it."""
 
     def __init__(self) -> None:
         self._server = PostgresqlServer(settings=SETTINGS)
+        self._until_the_end = ExitStack()
+        self._broker: Broker | None = None
         self._made = 0
 
     def __enter__(self) -> Self:
-        self._server.start()
+        self._until_the_end.callback(self._server.delete)
+        try:
+            self._server.start()
+        except BaseException:
+            self._until_the_end.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.delete()
+        self._until_the_end.close()
+
+    def broker(self) -> "Broker":
+        """Return the broker, started when it is first asked for.
+
+        Raises:
+            Missing: it cannot be had on this machine.
+        """
+        if self._broker is None:
+            from benchmarks.brokers import Broker  # noqa: PLC0415 - most parts need none of it
+
+            self._broker = self._until_the_end.enter_context(Broker())
+        return self._broker
 
     def version(self) -> str:
         """Return the server's version."""
@@ -65,7 +88,7 @@ class Ground:
         run(self._server.url(), "checkpoint")
 
     def cpu_seconds(self) -> float:
-        """Return what all processes of the server have used, those that ended too."""
+        """Return what all processes of PostgreSQL have used, those that ended too, and Kafka's."""
         postmaster = int((self._server.data / "postmaster.pid").read_text().split()[0])
         ticks = sum(_stat(postmaster)[13:17])  # its own, and those of its children that ended
         for entry in Path("/proc").iterdir():
@@ -75,7 +98,7 @@ class Ground:
                 except OSError:  # it ended meanwhile
                     continue
                 ticks += sum(fields[13:15]) if fields[3] == postmaster else 0
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return ticks / os.sysconf("SC_CLK_TCK") + (self._broker.cpu_seconds() if self._broker else 0.0)
 
 
 def _stat(pid: int) -> list[int]:

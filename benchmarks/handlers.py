@@ -1,6 +1,5 @@
 """A handler with one UPDATE, as the inbox calls it, and the loop that calls it in batches and remembers nothing."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, create_engine, update
 from sqlalchemy.orm import Session
 
+from benchmarks.began import Began
 from inbox import Delivery, Inbox
 from relay.logs.contract import LogOptions, Record
 from relay.logs.registry import open_log
@@ -16,7 +16,7 @@ BATCH = 500
 """What the built-in log hands an inbox in one go, and so the most that it handles in one transaction."""
 account = Table("account", MetaData(), Column("id", Integer, primary_key=True), Column("balance", BigInteger))
 
-_called: list[float] = []
+_called: list[Began] = []
 
 
 def by_session(delivery: Delivery[Any], session: Session) -> None:
@@ -29,14 +29,14 @@ def by_connection(delivery: Delivery[Any], connection: Connection) -> None:
 
 def _update(delivery: Delivery[Any]) -> Any:
     if not _called:
-        _called.append(time.perf_counter())
+        _called.append(Began.now())
     return update(account).where(account.c.id == int(delivery.message.key or 0)).values(balance=account.c.balance + 1)
 
 
 HANDLERS: dict[str, Callable[..., None]] = {"session": by_session, "connection": by_connection}
 
 
-def inbox_handles(database: str, handler: str, group: str) -> float:
+def inbox_handles(database: str, handler: str, group: str) -> Began:
     """Handle all there is by an inbox; return when the first message was handed over."""
     inbox = Inbox(group)
     inbox.handler("orders")(HANDLERS[handler])
@@ -44,7 +44,7 @@ def inbox_handles(database: str, handler: str, group: str) -> float:
     return _called[0]
 
 
-def loop_handles(database: str, handler: str) -> float:
+def loop_handles(database: str, handler: str) -> Began:
     """Handle all there is by a loop; return when it began with the first batch."""
     engine = create_engine(database.replace("postgresql:", "postgresql+psycopg:"))
     log = open_log(database, LogOptions(None, ""))
@@ -70,7 +70,7 @@ def _pipelined(connection: Connection, deliveries: Iterable[Delivery[Any]]) -> N
     with driver.pipeline():
         for delivery in deliveries:
             if not _called:
-                _called.append(time.perf_counter())
+                _called.append(Began.now())
             driver.execute("update account set balance = balance + 1 where id = %s", (int(delivery.message.key or 0),))
 
 

@@ -17,7 +17,7 @@ class Sample:
         seconds: by the clock on the wall.
         amount: of messages, or of transactions.
         cpu_seconds: of the process that is measured.
-        server_seconds: CPU of all processes of the PostgreSQL server meanwhile.
+        server_seconds: CPU of all processes of the servers meanwhile.
         peak_bytes: of the process that is measured.
         resident_bytes: memory of that process, over time.
     """
@@ -114,7 +114,7 @@ def costs(whose: str, samples: list[Sample]) -> dict[str, str]:
     """Return CPU seconds a million, and peak memory."""
     said = {
         f"{whose}, CPU s a million": f"{median(one.cpu_seconds / one.amount for one in samples) * 1e6:.1f}",
-        f"{whose}, server's": f"{median(one.server_seconds / one.amount for one in samples) * 1e6:.1f}",
+        f"{whose}, servers'": f"{median(one.server_seconds / one.amount for one in samples) * 1e6:.1f}",
     }
     peak = max(one.peak_bytes for one in samples)
     return {**said, f"{whose}, peak MB": f"{peak / 1e6:.0f}"} if peak else said

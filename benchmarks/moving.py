@@ -1,13 +1,12 @@
-"""P2, P6 and P7: how fast the relay moves what waits, and what could slow it down."""
+"""P2 and P7: how fast the relay moves what waits, and what could slow it down."""
 
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from statistics import median
 
 import psycopg
 
-from benchmarks.ground import Ground, fill, fill_large, refuse_wrong_log, run, value
+from benchmarks.ground import Ground, fill, refuse_wrong_log, run, value
 from benchmarks.journal import take_steps
 from benchmarks.measuring import Row, Sample, in_turns, rate_row
 from benchmarks.processes import measured
@@ -15,9 +14,6 @@ from benchmarks.processes import measured
 ENTRIES = 1_000_000
 RETAINED = 10_000_000
 STEPS = 100_000
-MOST_BYTES = 150_000_000
-LARGE = {100_000: 2_000, 900_000: 200}
-"""Large payloads: bytes each, and how many."""
 
 _names = itertools.count(1)
 
@@ -124,37 +120,3 @@ def _held_snapshot(database: str) -> Iterator[None]:
         old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         old.execute("select count(*) from relay_checkpoint")
         yield
-
-
-def p6(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:  # noqa: ARG001 - one drain shows it
-    """Memory of the relay over a whole drain, with small and with large payloads."""
-    small, large = ground.database(), ground.database()
-    entries = int(ENTRIES * scale)
-    fill(small, entries)
-    sizes = [size for size, number in LARGE.items() for _ in range(max(1, int(number * scale)))]
-    fill_large(large, sorted(sizes, key=lambda size: hash((size, len(sizes)))))
-    for what, database, amount in (
-        (f"{entries:,} x 200 B", small, entries),
-        (f"{len(sizes):,} of 100 kB and 900 kB", large, len(sizes)),
-    ):
-        for where, log in (("own database", database), ("another database", ground.database())):
-            sample = measured(ground, amount, "relay", memory=True, database=database, log=log, name=fresh_name())
-            refuse_wrong_log(log, amount)
-            yield _memory_row(f"{what}, {where}", sample)
-    ground.drop(small, large)
-
-
-def _memory_row(what: str, sample: Sample) -> Row:
-    third = len(sample.resident_bytes) // 3
-    first, last = (median(part) for part in (sample.resident_bytes[:third], sample.resident_bytes[-third:]))
-    return Row(
-        "P6",
-        f"peak memory of the relay, {what}",
-        f"{sample.peak_bytes / 1e6:.0f} MB",
-        "",
-        last / first,
-        None,
-        f"<= {MOST_BYTES / 1e6:.0f} MB, flat",
-        sample.peak_bytes <= MOST_BYTES,
-        {"first third MB": f"{first / 1e6:.0f}", "last third MB": f"{last / 1e6:.0f}"},
-    )

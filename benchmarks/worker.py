@@ -5,21 +5,24 @@ All of them import the same modules and are timed from before they connect until
 
 import json
 import logging
-import resource
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import Connection
 
+from benchmarks.bare_producing import bare_produces
+from benchmarks.began import Began
 from benchmarks.handlers import inbox_handles, loop_handles
 from relay import Relay
+from relay.reader.contract import MOST_ENTRIES
 
-CHUNK = 5_000
+CHUNK = MOST_ENTRIES
 """Entries a chunk; the relay's own bound, where payloads are small."""
 PARTITIONS = 8
 WRITERS = 4
@@ -37,23 +40,32 @@ TYPES = ("int4", "int4", "int8", "int8", "int8", "uuid", "text", "text", "text",
 class _Lease(logging.Handler):
     """Notes when the relay says that it has the lease: what it looked at before is done once in its life."""
 
-    taken: float | None = None
+    taken: Began | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         if "has the lease" in record.msg:
-            self.taken = time.perf_counter()
+            self.taken = Began.now()
 
 
-def relay(database: str, log: str, name: str, start: str = "earliest", retain_days: int = 1) -> float | None:
+def relay(
+    database: str,
+    log: str,
+    name: str,
+    *,
+    start: str = "earliest",
+    retain_days: int = 1,
+    delivery: str = "at-least-once",
+) -> Began | None:
     """Move all there is, by the relay; return when it had its lease."""
     lease = _Lease()
     logging.getLogger("relay").addHandler(lease)
     logging.getLogger("relay").setLevel(logging.INFO)
-    Relay(database, log, name=name, start=start, retain=timedelta(days=retain_days)).run(once=True)
+    retain = timedelta(days=retain_days)
+    Relay(database, log, name=name, start=start, retain=retain, delivery=delivery).run(once=True)
     return lease.taken
 
 
-def bare(database: str, log: str, *, binary: bool) -> float:
+def bare(database: str, log: str, *, binary: bool) -> Began:
     """Move all there is as the smallest loop would: fetch a chunk, COPY it into a table like the log's, commit.
 
     Args:
@@ -62,9 +74,9 @@ def bare(database: str, log: str, *, binary: bool) -> float:
         binary: tuned: both ways in the server's binary formats; not so: as psycopg's manual has it.
     """
     with psycopg.connect(database, autocommit=True) as source, psycopg.connect(log) as target:
-        begun = time.perf_counter()
+        began = Began.now()
         _bare_until_empty(source, source if database == log else target, 0, binary=binary)
-        return begun
+        return began
 
 
 def _bare_until_empty(source: Connection[Any], target: Connection[Any], last: int, *, binary: bool = True) -> int:
@@ -147,20 +159,35 @@ def _ended() -> threading.Event:
 
 TASKS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (relay, bare, relay_follow, bare_follow, write_steadily, inbox_handles, loop_handles)
+    for function in (
+        relay,
+        bare,
+        bare_produces,
+        relay_follow,
+        bare_follow,
+        write_steadily,
+        inbox_handles,
+        loop_handles,
+    )
 }
+
+
+def _peak_bytes() -> int:
+    # Not getrusage: what it says of a process that was just made is the peak of the one that made it.
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main() -> None:
     """Do what the first argument names, and print what it took and what it says."""
     task, arguments = TASKS[sys.argv[1]], json.loads(sys.argv[2])
-    begun, cpu = time.perf_counter(), time.process_time()
+    began = Began.now()
     said = task(**arguments)
+    began = said if isinstance(said, Began) else began  # some tasks know better
+    ended = Began.now()
     took = {
-        # A task that knows when its work began says so: what it did before is not counted.
-        "seconds": time.perf_counter() - (said if isinstance(said, float) else begun),
-        "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seconds": ended.seconds - began.seconds,
+        "cpu_seconds": ended.cpu_seconds - began.cpu_seconds,
+        "peak_bytes": _peak_bytes(),
     }
     print(json.dumps({**took, **(said if isinstance(said, dict) else {})}))
 

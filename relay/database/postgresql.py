@@ -48,7 +48,7 @@ class PostgresqlOutbox:
             name=f"relay {name}",
             statement_seconds=lease_seconds * STATEMENT_SHARE,
             lock_seconds=lease_seconds * LOCK_SHARE,
-            settings=PLANNER,
+            settings={**PLANNER, "plan_cache_mode": "force_custom_plan"},
         )
         try:
             self._refuse_standby()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from psycopg import Cursor
 from psycopg.rows import tuple_row
 
 from outbox.errors import MessageAtFault, Retryable, TimedOut
@@ -187,10 +188,12 @@ class PostgresqlReader:
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
         query = self.query(selection, limits)
+        statement = f"select {ROW} from ({query.select}) as chunk order by position"
         with translated():
+            # In the server's own formats, so it binds the parameters; not prepared: no plan may be a generic one.
             rows = (
-                self._connection.cursor(row_factory=tuple_row)
-                .execute(f"select {ROW} from ({query.select}) as chunk order by position".encode(), query.parameters)
+                Cursor(self._connection, row_factory=tuple_row)
+                .execute(statement.encode(), query.parameters, prepare=False, binary=True)
                 .fetchall()
             )
         for row in rows[:1]:

@@ -3,15 +3,17 @@
 the test says "orders", "g"   ->  the broker has "t3f9a1c.orders", "t3f9a1c.g"
 """
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
+from confluent_kafka import IsolationLevel, TopicCollection, TopicPartition
 from confluent_kafka import Producer as Client
-from confluent_kafka.admin import AdminClient, NewTopic
-from log_contract import PARTITIONS
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from log_contract import PARTITIONS, WAIT_SECONDS
 
 from outbox.errors import OutboxError
 from outbox.message import Epoch, Message, Offset, Position
@@ -68,15 +70,34 @@ class KafkaRoad:
     @contextmanager
     def producing(self) -> Iterator[Client]:
         """Produce with a plain client; what was produced is readable afterwards."""
-        client = self._producer()
+        client = self.client()
         if self.transactional:
             client.begin_transaction()
         yield client
         assert client.flush(30) == 0
         if self.transactional:
             client.commit_transaction(30)
+            self._until_readable()
 
-    def _producer(self) -> Client:
+    def _until_readable(self) -> None:
+        """Wait for the marks of a transaction: they are written after its commit is answered."""
+        names = [self.prefix + topic for topic in self._made]
+        found = self.admin.describe_topics(TopicCollection(names))
+        parts = [
+            TopicPartition(name, partition.id)
+            for name, topic in found.items()
+            for partition in topic.result().partitions
+        ]
+        deadline = time.monotonic() + WAIT_SECONDS
+        while self._ends(parts, IsolationLevel.READ_COMMITTED) != self._ends(parts, IsolationLevel.READ_UNCOMMITTED):
+            assert time.monotonic() < deadline
+
+    def _ends(self, parts: Sequence[TopicPartition], level: IsolationLevel) -> dict[TopicPartition, int]:
+        asked = self.admin.list_offsets(dict.fromkeys(parts, OffsetSpec.latest()), isolation_level=level)
+        return {part: future.result().offset for part, future in asked.items()}
+
+    def client(self) -> Client:
+        """Return the plain client that records are produced with."""
         if self._client is None:
             settings = {
                 "bootstrap.servers": self.servers,
@@ -108,7 +129,7 @@ class NamedLog:
         return self.log.identity()
 
     def producer(self, identity: ProducerIdentity) -> Producer:
-        raise NotImplementedError
+        raise AssertionError(f"nothing is produced for {identity.relay!r} here: see `KafkaRoad.put`")
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         with self.names.plain_words():

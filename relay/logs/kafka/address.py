@@ -23,8 +23,6 @@ HELD = {
     "message.send.max.retries": "a broker's outage is waited out, and uses up nobody's attempts",
     "retries": "a broker's outage is waited out, and uses up nobody's attempts",
     "delivery.report.only.error": "the relay asks for the reports that it needs",
-    "max.in.flight": "more than one could let a record overtake one that failed",
-    "max.in.flight.requests.per.connection": "more than one could let a record overtake one that failed",
     "group.id": "it is the Inbox's name, or --group",
     "enable.auto.commit": "offsets are reported after the handlers' transaction",
     "auto.commit.enable": "offsets are reported after the handlers' transaction",

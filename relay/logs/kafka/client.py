@@ -25,7 +25,7 @@ BASICS = {
 }
 
 logger = logging.getLogger("relay.kafka")
-logger.setLevel(logging.CRITICAL)  # librdkafka's own talk: `Faults` says what matters, once
+logger.setLevel(logging.CRITICAL + 1)  # librdkafka's own talk: what matters of it comes as an error, and is said once
 
 
 class Faults:

@@ -15,7 +15,7 @@ def committed(cluster: Cluster, group: str) -> dict[Partition, Offset]:
     Raises:
         Retryable: no broker answers.
     """
-    found = cluster.ask_offsets(group).answer()
+    found = cluster.offsets(group)
     topics = cluster.topics({topic for topic, _ in found})
     return {
         Partition(topic, topics[topic].id, number): Offset(one.offset)
@@ -31,7 +31,7 @@ def forget(cluster: Cluster, group: str) -> bool:
         Permanent: it has a member.
         Retryable: no broker answers.
     """
-    members = cluster.ask_group(group).answer().members
+    members = cluster.group(group).members
     if members:
         alive = members[0]
         raise Permanent(

@@ -17,6 +17,7 @@ from outbox.message import Offset
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.asked import Place
 from relay.logs.kafka.client import Faults, made
+from relay.logs.kafka.cluster import committed_offsets
 from relay.logs.kafka.errors import translated
 
 FETCH_RECORDS = 1_000
@@ -190,6 +191,15 @@ class Membership:
             for one in found
             if one.error is None and one.offset >= 0
         }
+
+    def topics_read(self, timeout_seconds: float) -> frozenset[str]:
+        """Return the topics of which the group has committed offsets.
+
+        Raises:
+            Retryable: the brokers do not answer.
+        """
+        with translated(f"asking how far group {self._group!r} has come"):
+            return frozenset(topic for topic, _ in committed_offsets(self._client, timeout_seconds))
 
     def close(self) -> None:
         """Leave the group. Nobody is told of what goes with it."""

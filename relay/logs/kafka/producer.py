@@ -1,8 +1,7 @@
 """A relay's hand on Kafka: at least once, and at most once. `transactions` has exactly-once.
 
 At least once nothing may pass a message that failed. librdkafka's `enable.gapless.guarantee` sees to that, but for a
-fresh producer: the brokers take its second batch of a partition without having seen the first. So there is one request
-in flight.
+fresh producer: see `priming`.
 """
 
 from collections import deque
@@ -18,7 +17,6 @@ from relay.logs.kafka.topics import Topics
 AT_LEAST_ONCE: dict[str, object] = {
     "enable.idempotence": True,
     "enable.gapless.guarantee": True,
-    "max.in.flight": 1,
     "message.timeout.ms": 0,
 }
 AT_MOST_ONCE: dict[str, object] = {"message.send.max.retries": 0, "message.timeout.ms": 30_000}

@@ -13,6 +13,8 @@ from relay.logs.contract import Failure, ProducerIdentity
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.client import Faults, made
 from relay.logs.kafka.errors import UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
+from relay.logs.kafka.partitioner import DEFAULT, partitioner_of
+from relay.logs.kafka.priming import Priming
 from relay.logs.kafka.topics import Topics
 from relay.logs.kafka.wire import fault, header_writer, size_of
 from relay.logs.rows import Row, rows_of
@@ -23,9 +25,10 @@ NEARLY_BYTES = 20_000
 """So far below a topic's bound, a message is weighed with its headers."""
 ROOM_SECONDS = 0.05
 REPORT_SECONDS = 1.0
+TIDYING_BYTES = 4_096
 SETTINGS: dict[str, object] = {
     "linger.ms": "5",
-    "partitioner": "murmur2_random",
+    "partitioner": DEFAULT,
     # A chunk is large enough for batches: no need to give all without a key to one partition for a while.
     "sticky.partitioning.linger.ms": "0",
     "message.max.bytes": str(MESSAGE_BYTES),
@@ -33,6 +36,10 @@ SETTINGS: dict[str, object] = {
     "queue.buffering.max.kbytes": "262144",
     "topic.metadata.propagation.max.ms": "10000",
 }
+
+
+class _Refused(Exception):
+    """A message was refused, and none may follow it."""
 
 
 class Sender:
@@ -46,6 +53,7 @@ class Sender:
         self, address: Address, topics: Topics, identity: ProducerIdentity, settings: dict[str, object]
     ) -> None:
         self._topics = topics
+        topics.look_again()
         self._batch_bytes = None if "batch.size" in address.settings else topics.batch_bytes
         wanted = {name: value for name, value in SETTINGS.items() if name not in address.settings}
         if self._batch_bytes is not None:
@@ -54,9 +62,14 @@ class Sender:
         codecs = {address.settings.get(name, "none") for name in ("compression.type", "compression.codec")}
         self._weighs = codecs == {"none"}
         self._headers = header_writer(identity)
-        self._room_seconds = identity.lease_seconds / 2
+        self._room_seconds = identity.lease_seconds / 4
+        # One object for all messages: a bound method each would bring a full garbage collection every three chunks.
+        self._report = self._reported
         self._refused: tuple[KafkaError, Message] | None = None
         self._gave_up: str | None = None
+        partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
+        primes = identity.delivery == "at-least-once"
+        self._priming = Priming(partitioner, topics.partitions, self._confirm) if primes else None
         settings = {**wanted, **settings, "delivery.report.only.error": True}
         self.producer: Producer = made(Producer, address, Faults(), settings)
 
@@ -67,18 +80,28 @@ class Sender:
     def send(self, chunk: Sequence[Entry]) -> Failure | None:
         """Hand the chunk over, up to the first entry that cannot be a record; return why that cannot.
 
+        What the brokers refused, and stopped at, is told by `refusal`.
+
         Raises:
             Retryable: the brokers do not answer; nothing was handed over.
             TimedOut: the queue stayed full: what was handed over is in doubt.
         """
+        # A large request has glibc join the crumbs that the headers of the last chunk were. In the memory of a thread
+        # beside the main one nothing else asks for so much, and each message would look for its place among them.
+        bytearray(TIDYING_BYTES)
         rows = rows_of(chunk)
         bounds = self._bounds({row[3] for row in rows})
         lowest = min((bound for bound in bounds.values() if bound is not None), default=None)
         weighed = None if lowest is None or not self._weighs else lowest - NEARLY_BYTES
-        for place, row in enumerate(rows):
-            reason = self._hand_over(row, bounds, weighed)
-            if reason is not None:
-                return Failure(chunk[place], reason, permanent=True)
+        if self._priming is not None:
+            self._priming.begin()
+        try:
+            for place, row in enumerate(rows):
+                reason = self._hand_over(row, bounds, weighed)
+                if reason is not None:
+                    return Failure(chunk[place], reason, permanent=True)
+        except _Refused:
+            return None
         self.serve()
         return None
 
@@ -104,8 +127,9 @@ class Sender:
             size, most = size_of(row, headers), bounds[topic]
             if most is not None and size > most:
                 return f"it needs {size} bytes and its topic takes {most}: raise the topic's max.message.bytes"
+        partition = -1 if self._priming is None else self._priming.place(topic, row[4])
         try:
-            self.producer.produce(topic, payload, row[4], on_delivery=self._reported, headers=headers)
+            self.producer.produce(topic, payload, row[4], partition, on_delivery=self._report, headers=headers)
         except BufferError:
             self._wait_for_room()
             return self._hand_over(row, bounds, weighed)
@@ -116,6 +140,13 @@ class Sender:
         except (ValueError, TypeError) as error:
             return f"it cannot be put on the wire: {error}"
         return None
+
+    def _confirm(self) -> None:
+        """Wait until all that was handed over is stored, so that more may follow it."""
+        if not self.flush(self._room_seconds):
+            raise TimedOut(f"the brokers have not taken the first messages in {self._room_seconds:g} s")
+        if self._refused is not None or self._gave_up is not None:
+            raise _Refused
 
     def _wait_for_room(self) -> None:
         queued, deadline = len(self.producer), time.monotonic() + self._room_seconds
@@ -171,8 +202,8 @@ class Sender:
             return None
         error, message = self._refused
         topic = message.topic()
-        if error.code() in UNKNOWN_TOPIC and topic is not None:
-            self._topics.forget(topic)
+        if error.code() in UNKNOWN_TOPIC:
+            self._topics.look_again()
         of_topic = (entry for entry in chunk if entry.message.topic == topic)
         return Failure(next(of_topic, chunk[0]), words_of(error), permanent=is_permanent(error))
 

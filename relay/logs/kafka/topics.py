@@ -5,7 +5,6 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from outbox.errors import Permanent
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.cluster import Cluster, Topic
 
@@ -32,18 +31,20 @@ class Topics:
     address: Address
     batch_bytes: int = BATCH_BYTES
     _limits: dict[str, int | None] = field(default_factory=dict)
+    _partitions: dict[str, int] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
 
     def limit(self, name: str) -> int | None:
         """Return the topic's `max.message.bytes`; None where it is not known."""
         return self._limits.get(name)
 
-    def forget(self, name: str) -> None:
-        """Ask for this topic again: it may have been deleted."""
-        self._limits.pop(name, None)
+    def partitions(self, name: str) -> int:
+        """Return how many partitions a topic has that is there."""
+        return self._partitions[name]
 
-    def known(self, names: Collection[str]) -> bool:
-        """Return whether nothing has to be asked about these topics."""
-        return self._limits.keys() >= set(names)
+    def look_again(self) -> None:
+        """Ask for each topic again: it may have been deleted, or changed."""
+        self._limits.clear()
 
     def missing(self, names: Collection[str]) -> frozenset[str]:
         """Look at those topics that are not known yet, making them where that is asked; return what is missing.
@@ -84,12 +85,15 @@ class Topics:
             config = configs.get(name, {})
             most = config.get("max.message.bytes")
             self._limits[name] = None if most is None else int(most)
+            self._partitions[name] = topic.partitions
             self.batch_bytes = min(self.batch_bytes, int(most or BATCH_BYTES))
-            _warn(topic, int(config.get("min.insync.replicas", topic.replicas)))
+            if name not in self._warned:
+                self._warned.add(name)
+                _warn(topic, int(config.get("min.insync.replicas", topic.replicas)))
 
 
 def _warn(topic: Topic, in_sync: int) -> None:
-    """Say what a person should know of how safe a topic is; once, since a topic is learnt once."""
+    """Say what a person should know of how safe a topic is."""
     if topic.replicas == 1:
         logger.warning("topic %s lies on one broker: what it holds is lost with that one's disk", topic.name)
     elif in_sync == 1:
@@ -100,7 +104,9 @@ def _warn(topic: Topic, in_sync: int) -> None:
             topic.replicas,
         )
     elif in_sync > topic.replicas:
-        raise Permanent(
-            f"topic {topic.name!r} has min.insync.replicas={in_sync} and lies on {topic.replicas} brokers: it takes no"
-            " record; mend one of the two"
+        logger.warning(
+            "topic %s has min.insync.replicas=%d and lies on %d brokers: mend one of the two, or it may take no record",
+            topic.name,
+            in_sync,
+            topic.replicas,
         )
