@@ -27,6 +27,8 @@ INBOX = (
 NAIVE = "tests.acceptance.naive_consumer"
 REST_SECONDS = 30.0
 KINDS = ("relay", "inbox", "customers", "warehouse")
+DECK = [*[("kill", kind) for kind in ("relay", "inbox") * 3 + KINDS], *[("stop", kind) for kind in KINDS]]
+"""What is done, in random order; then again."""
 STAND_STILL = 2
 """So many stand still at a time, at most."""
 OWNER = "select owner from relay_checkpoint order by step desc limit 1"
@@ -75,6 +77,7 @@ class Murder:
         self._victims = victims
         self.done: Counter[str] = Counter()
         self._choose = random.Random(f"{seed}/murder")
+        self._planned: list[tuple[str, str]] = []
         self._still: list[Still] = []
         self._orders = psycopg.connect(plain(saga.stage.database("orders")), autocommit=True)
 
@@ -99,10 +102,15 @@ class Murder:
         """Kill one, or let one stand still; wake those who have lost what they held."""
         for one in [one for one in self._still if one.has_lost()]:
             self._wake(one)
-        if len(self._still) < STAND_STILL and self._choose.random() < 0.3:
-            self._stand_still(self._choose.choice(self._awake()))
+        if not self._planned:
+            self._planned = [act for act in DECK if act[1] in self._victims]
+            self._choose.shuffle(self._planned)
+        what, kind = self._planned.pop()
+        name = self._choose.choice(self._awake(kind))
+        if what == "stop" and len(self._still) < STAND_STILL:
+            self._stand_still(name)
         else:
-            self._kill(self._choose.choice(self._awake()))
+            self._kill(name)
         self.moves_on()
 
     def end(self) -> None:
@@ -145,9 +153,9 @@ class Murder:
     def placed(self) -> int:
         return self._moved()[0]
 
-    def _awake(self) -> list[str]:
+    def _awake(self, kind: str) -> list[str]:
         still = {one.name for one in self._still}
-        return [name for name in sorted(self.saga.running) if name not in still and name.split()[1] in self._victims]
+        return [name for name in sorted(self.saga.running) if name not in still and name.split()[1] == kind]
 
     def _end(self, name: str) -> None:
         process = self.saga.running.pop(name)
