@@ -24,7 +24,7 @@ INBOX = (
     "from relay.logs.builtin import BuiltinLog; from relay.logs.builtin.group.store import Pulse;"
     f" BuiltinLog.pulse = Pulse(0.3, {GONE_SECONDS}); from inbox.cli import main; main()"
 )
-NAIVE = "tests.acceptance.naive_consumer"
+NAIVE_CONSUMER, NAIVE_RELAY = "tests.acceptance.naive_consumer", "tests.acceptance.naive_relay"
 REST_SECONDS = 30.0
 KINDS = ("relay", "inbox", "customers", "warehouse")
 DECK = [*[("kill", kind) for kind in ("relay", "inbox") * 3 + KINDS], *[("stop", kind) for kind in KINDS]]
@@ -44,13 +44,22 @@ class FastSaga(Saga):
         return super().command(service, does)
 
 
-class NaiveSaga(Saga):
+class ForgetfulSaga(Saga):
     """The saga with consumers that remember no ids."""
 
     def command(self, service: str, does: str) -> list[str]:
         if does == "inbox":
             file = str(self.folder / f"{service}-offsets.json")
-            return [sys.executable, "-m", NAIVE, f"examples.order_saga.{service}:inbox", file]
+            return [sys.executable, "-m", NAIVE_CONSUMER, f"examples.order_saga.{service}:inbox", file]
+        return super().command(service, does)
+
+
+class CarelessSaga(FastSaga):
+    """The saga with relays that read by position, and save where they are when they think of it."""
+
+    def command(self, service: str, does: str) -> list[str]:
+        if does == "relay":
+            return [sys.executable, "-m", NAIVE_RELAY, str(self.folder / f"{service}-position")]
         return super().command(service, does)
 
 
@@ -188,10 +197,10 @@ class Murder:
     def _loss_of(self, service: str, does: str, process: subprocess.Popen[bytes]) -> Callable[[], bool]:
         """Return what tells that others have taken over what a process holds now."""
         log = plain(self.saga.stage.log)
-        if does == "relay":
+        if does == "relay" and not isinstance(self.saga, CarelessSaga):
             database, owner = plain(self.saga.stage.database(service)), f"-{process.pid}-"
             return lambda: not any(owner in (name or "") for (name,) in rows(database, OWNER))
-        if does == "inbox" and isinstance(self.saga, NaiveSaga):
+        if does == "inbox" and isinstance(self.saga, ForgetfulSaga):
             return self._later(1.0)
         if does == "inbox" and log.startswith("kafka:"):
             return self._later(SESSION_SECONDS + 2)
