@@ -59,10 +59,9 @@ def perform(settings: Settings, stage: Stage, folder: Path) -> int:
     saga = Saga(stage, settings, folder)
     print("making the tables of four services", flush=True)
     saga.prepare()
-    names = (*RELAYS, *INBOXES, *WRITERS)
-    print(f"starting {', '.join(names)}\n", flush=True)
+    print("starting a relay and an inbox for each, customers, and a warehouse\n", flush=True)
     try:
-        for name in names:
+        for name in (*RELAYS, *INBOXES, *WRITERS):
             saga.start(name)
         if run(saga, settings.orders):
             print("\nall orders have come to an end; refunds and returns to the shelf may still be on their way")

@@ -5,11 +5,13 @@ OUTBOX_TEST_SEED makes another run of it, OUTBOX_TEST_MURDERS a longer one.
 
 import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import pytest
 from commands import OURS, ROOT
 from murder import KINDS, CarelessSaga, FastSaga, ForgetfulSaga, Murder, fast_log
 
+from examples.order_saga.books import Books
+from examples.order_saga.check import Verdict
 from examples.order_saga.saga import Saga
 from examples.order_saga.settings import Settings
 from examples.order_saga.stage import made
@@ -26,6 +30,7 @@ SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
 ORDERS = 300
 MURDERS = int(os.environ.get("OUTBOX_TEST_MURDERS", "24"))
 NAIVE_MURDERS = 8
+EXAMPLE = ROOT / "examples" / "order_saga"
 STAGES = ("embedded", "kafka")
 
 logger = logging.getLogger(__name__)
@@ -42,9 +47,10 @@ def settings(request: pytest.FixtureRequest, postgresql_server_url: str, postgre
 on_both_stages = pytest.mark.parametrize("settings", STAGES, indirect=True)
 
 
-def demo(settings: Settings) -> subprocess.Popen[str]:
+@contextmanager
+def demo(settings: Settings) -> Iterator[subprocess.Popen[str]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "examples.order_saga"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
@@ -53,25 +59,52 @@ def demo(settings: Settings) -> subprocess.Popen[str]:
         text=True,
         env={**kept, **settings.environment()},
     )
+    try:
+        yield process
+    finally:
+        process.terminate()  # killed, it would leave its own processes behind
+        process.communicate(timeout=60)
 
 
 @on_both_stages
 def test_the_demo_ends_with_a_check_that_passes(settings: Settings):
-    process = demo(replace(settings, orders=40, orders_per_second=25, card_cents=30_000, pieces=16, cards=20))
-    try:
+    with demo(replace(settings, orders=40, orders_per_second=25, card_cents=30_000, pieces=16, cards=20)) as process:
         said, _ = process.communicate(timeout=150)
-    finally:
-        process.kill()
     assert process.returncode == 0, said
     assert "the check passes" in said
-    table = dict(line.strip().rsplit(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
-    assert int(table["orders"]) == int(table["shipped"]) + int(table["cancelled"]) == 40
-    assert table["messages written"] == table["records in the log"]
+    shown = table(said)
+    assert int(shown["orders"]) == int(shown["shipped"]) + int(shown["cancelled"]) == 40
+    assert shown["messages written"] == shown["records in the log"]
+
+
+def table(said: str) -> dict[str, str]:
+    """Return the rows of the demo's table."""
+    return {row[1]: row[2] for row in re.finditer(r"^ {2,6}(\S.*?) {2,}([\d.,]+)(?: s)?$", said, re.MULTILINE)}
+
+
+def test_the_readme_shows_what_the_demo_prints():
+    """In a run as it is shown: a table of these rows, whose numbers are in order."""
+    blocks = re.findall(r"^```text\n(.*?)^```$", (EXAMPLE / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    tables = [table(block) for block in blocks if "messages written" in block]
+    assert len(tables) == len(STAGES)
+    for shown in tables:
+        nothing = Books([], {}, [], [], [], [], [], [], (0.0, 0.0))
+        assert set(table(Verdict(nothing, []).table())) <= set(shown)
+        assert int(shown["orders"]) == int(shown["shipped"]) + int(shown["cancelled"])
+        assert shown["messages written"] == shown["records in the log"]
+
+
+def test_the_compose_file_is_one():
+    composer = shutil.which("docker-compose")
+    if composer is None:
+        pytest.skip("no docker-compose")
+    arguments = [composer, "--profile", "check", "--file", str(EXAMPLE / "docker-compose.yml"), "config", "--quiet"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_demo_that_is_interrupted_leaves_nothing_behind(settings: Settings):
-    process = demo(settings)
-    try:
+    with demo(settings) as process:
         assert process.stdout is not None
         line = next(line for line in process.stdout if "placed" in line and "placed      0" not in line)
         assert "s  placed" in line
@@ -79,8 +112,6 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(settings: Settings):
         assert running_with(mark)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 1
     assert "Traceback" not in said
     assert not mark & {name for (name,) in rows(settings.postgresql, SAGAS)}
