@@ -39,7 +39,7 @@ class _Lane:
 
     def clear(self, offset: Offset) -> None:
         self.ahead.clear()
-        self.bytes, self.refusal = 0, None
+        self.bytes, self.refusal, self.rests = 0, None, False
         self.reached = self.end = offset
 
 
@@ -91,7 +91,7 @@ class Reading:
                 self._turns.remove(self._lanes.pop(place_of(partition)))
 
     def seek(self, partition: Partition, offset: Offset) -> None:
-        """Go on from there; what was read is forgotten."""
+        """Go on from there; what was read is forgotten, and it does not rest."""
         self._lanes[place_of(partition)].clear(offset)
 
     def refuse(self, place: Place, words: str) -> None:
