@@ -64,7 +64,17 @@ def roads(database: str, broker: ProxiedBroker, tmp_path: Path) -> Iterator[Road
     made: list[KafkaRoad] = []
 
     def make(delivery: str, url: str = broker.proxied_url) -> KafkaRoad:
-        made.append(KafkaRoad(database, tmp_path, url, Topics(broker.url).make(), delivery, seed=SEED, lease=float(os.environ.get('L','1'))))
+        made.append(
+            KafkaRoad(
+                database,
+                tmp_path,
+                url,
+                Topics(broker.url).make(),
+                delivery,
+                seed=SEED,
+                lease=float(os.environ.get("L", "1")),
+            )
+        )
         return made[-1]
 
     yield make
