@@ -35,6 +35,8 @@ class Arrival(NamedTuple):
     key: str | None
     payload: bytes
     epoch: int = 0
+    id: str = ""
+    sequence: int = 0
 
 
 @dataclass(slots=True)
@@ -123,6 +125,28 @@ def check_offsets(report: Report, arrivals: Sequence[Arrival]) -> None:
         following[place] = arrival.offset + 1
 
 
+def check_names(report: Report, entries: Iterable[Sequence[Any]], arrivals: Sequence[Arrival]) -> None:
+    """Compare ids and sequences on the wire with the outbox's rows: (id, position, payload).
+
+    A record that bears another message's name is a ghost; a sequence that does not grow over the first appearances of a
+    key is disorder.
+    """
+    rows = {(told["writer"], told["n"]): row[:2] for row in entries for told in [json.loads(row[2])]}
+    seen: set[str] = set()
+    newest: dict[tuple[str, str], int] = {}
+    for arrival in arrivals:
+        told = json.loads(arrival.payload)
+        row = rows.get((told["writer"], told["n"]))
+        if row is not None and row != (arrival.id, arrival.sequence):
+            report.ghosts.append(f"{arrival.id}, sequence {arrival.sequence}: in the outbox it is {row}")
+        if arrival.key is not None and arrival.id not in seen:
+            place = (arrival.topic, arrival.key)
+            if arrival.sequence <= newest.get(place, 0):
+                report.disordered.append(f"{place}: sequence {arrival.sequence} first seen behind {newest[place]}")
+            newest[place] = arrival.sequence
+        seen.add(arrival.id)
+
+
 def check_epochs(report: Report, arrivals: Sequence[Arrival]) -> None:
     """Look for a record behind one of a newer epoch: the log let in a relay that was no longer the holder (I6)."""
     for before, after in pairwise(arrivals):
@@ -163,6 +187,25 @@ def _checked(done: Sequence[Any], records: Sequence[Any], steps: Sequence[Any]) 
     check_offsets(report, arrivals)
     check_epochs(report, arrivals)
     check_steps(report, [Step(*row) for row in steps])
+    return report
+
+
+ENTRIES = "select id::text, position, payload from outbox"
+
+
+def check_elsewhere(url: str, arrivals: Sequence[Arrival], *, fenced: bool) -> Report:
+    """Return what is wrong with the journals in this database, and with what was read from a log of another kind.
+
+    Args:
+        url: a PostgreSQL database; its entries are all kept.
+        arrivals: all that the log's readers see.
+        fenced: the log is to refuse what comes from an older epoch.
+    """
+    report = compare([Done(*row) for row in _all(url, DONE)], arrivals)
+    check_names(report, _all(url, ENTRIES), arrivals)
+    check_steps(report, [Step(*row) for row in _all(url, STEPS_ON_POSTGRESQL)])
+    if fenced:
+        check_epochs(report, arrivals)
     return report
 
 

@@ -65,20 +65,29 @@ class Process:
 
 
 def start_relay(
-    said: Path, database: str, *, log: str = "", lease: float = 2.0, failpoint: str = "", once: bool = False
+    said: Path,
+    database: str,
+    *,
+    log: str = "",
+    lease: float = 2.0,
+    failpoint: str = "",
+    once: bool = False,
+    delivery: str = "",
 ) -> Process:
-    """Start `relay run` into a built-in log.
+    """Start `relay run`.
 
     Args:
         said: the file for what it says.
         database: the outbox's URL.
-        log: the log's URL; the outbox's own database without one.
+        log: the log's URL; without one, a built-in log in the outbox's own database.
         lease: in seconds.
         failpoint: where it is to end itself; `NAME:3` is the third time there.
         once: whether it ends when everything is moved.
+        delivery: the guarantee; the command's own default without one.
     """
     places = ["--database", database, "--log", log or database]
     options = ["run", *places, "--lease", f"{lease:g}", *(["--once"] if once else [])]
+    options += ["--delivery", delivery] if delivery else []
     environment = {"RELAY_FAILPOINT": failpoint} if failpoint else {}
     return Process(said, "-c", RELAY, *options, **environment)
 

@@ -41,9 +41,9 @@ def prepare_database(url: str) -> None:
         connection.cursor().executemany("insert into counters values (%s, 0)", [(key,) for key in KEYS])
 
 
-def topic_of(key: str | None) -> str:
+def topic_of(key: str | None, suffix: str = "") -> str:
     """Return where a key's messages go; always the same topic."""
-    return "orders" if key is None or int(key[-2:]) % 4 else "payments"
+    return f"{'orders' if key is None or int(key[-2:]) % 4 else 'payments'}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Writers:
         transactions: how many each attempts at most.
         seconds: for how long at most.
         pause_seconds: the longest pause inside a transaction.
+        suffix: of the topics' names.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class Writers:
         transactions: int = 10_000,
         seconds: float = 30.0,
         pause_seconds: float = 0.01,
+        suffix: str = "",
     ) -> None:
         self.url = url
         self.seed = seed
         self._transactions = transactions
         self._seconds = seconds
         self._pause = pause_seconds
+        self._suffix = suffix
         self._enough = threading.Event()
         self._done = threading.Event()
         self._threads = [threading.Thread(target=self._write, args=(number,), daemon=True) for number in range(writers)]
@@ -139,7 +142,7 @@ class Writers:
             if self._enough.is_set() or time.monotonic() > self._deadline:
                 break
             try:
-                n = Transaction(connection, choose, writer, n, self._pause).run()
+                n = Transaction(connection, choose, writer, n, self._pause, suffix=self._suffix).run()
             except psycopg.OperationalError:
                 n += 100
                 connection.close()
@@ -172,13 +175,21 @@ class Transaction:
     """One transaction of one writer, drawn at random."""
 
     def __init__(
-        self, connection: psycopg.Connection, choose: random.Random, writer: int, n: int, pause_seconds: float
+        self,
+        connection: psycopg.Connection,
+        choose: random.Random,
+        writer: int,
+        n: int,
+        pause_seconds: float,
+        *,
+        suffix: str = "",
     ) -> None:
         self._connection = connection
         self._choose = choose
         self._writer = writer
         self._n = n
         self._pause_seconds = pause_seconds
+        self._suffix = suffix
 
     def run(self) -> int:
         """Run it; return the last n that it used."""
@@ -240,7 +251,7 @@ class Transaction:
         """Say what is done, then, as the last statement, insert the messages."""
         if not written:
             return
-        topics, keys = [topic_of(one.key) for one in written], [one.key for one in written]
+        topics, keys = [topic_of(one.key, self._suffix) for one in written], [one.key for one in written]
         self._connection.execute(
             "insert into done select %s, u.* from unnest(%s::int[], %s::text[], %s::text[], %s::bigint[]) as u",
             [self._writer, [one.n for one in written], topics, keys, [one.version for one in written]],
