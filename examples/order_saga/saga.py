@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from examples.order_saga.check import Verdict, check
 from examples.order_saga.settings import Settings
 from examples.order_saga.stage import SERVICES, Stage
 
@@ -18,16 +19,6 @@ INBOXES = tuple(f"{service} inbox" for service in SERVICES)
 STOP_SECONDS = 20.0
 
 
-def command(name: str) -> list[str]:
-    """Return the command line of a process: "orders relay", "stock inbox", "shipping warehouse", "payments init"."""
-    service, does = name.split()
-    if does == "relay":
-        return [str(PROGRAMS / "relay"), "run"]
-    if does == "inbox":
-        return [str(PROGRAMS / "inbox"), "run", f"examples.order_saga.{service}:inbox"]
-    return [sys.executable, "-m", f"examples.order_saga.{service}", does]
-
-
 class Saga:
     """The processes by name, with what they say kept in files."""
 
@@ -36,6 +27,14 @@ class Saga:
         self.settings = settings
         self.folder = folder
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def command(self, service: str, does: str) -> list[str]:
+        """Return the command line of a service's process: its relay, its inbox, or what its module does."""
+        if does == "relay":
+            return [str(PROGRAMS / "relay"), "run"]
+        if does == "inbox":
+            return [str(PROGRAMS / "inbox"), "run", f"examples.order_saga.{service}:inbox"]
+        return [sys.executable, "-m", f"examples.order_saga.{service}", does]
 
     def environment(self, service: str) -> dict[str, str]:
         """Return the variables that a service's processes are started with."""
@@ -56,7 +55,7 @@ class Saga:
         if not self.stage.log.startswith("kafka:"):
             self.run([str(PROGRAMS / "outbox"), "init", "--log", self.stage.log], "orders")
         for service in SERVICES:
-            self.run(command(f"{service} init"), service)
+            self.run(self.command(service, "init"), service)
 
     def run(self, arguments: Sequence[str], service: str) -> None:
         """Run a command of a service to its end."""
@@ -67,15 +66,15 @@ class Saga:
             raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
     def start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """Start a process; one with a number behind its name is one more of them."""
-        plain = name.rstrip(" 0123456789")
+        """Start a process: "orders relay", "shipping warehouse". "stock inbox 2" is one more of a kind."""
+        service, does = name.split()[:2]
         with self.said(name).open("ab") as said:
             process = subprocess.Popen(
-                [*command(plain), *options],
+                [*self.command(service, does), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
-                env=self.environment(plain.split()[0]),
+                env=self.environment(service),
                 start_new_session=True,  # a Ctrl-C at our terminal is for us: we end them in good order
             )
         self.running[name] = process
@@ -100,17 +99,12 @@ class Saga:
                 process.wait()
         self.running.clear()
 
-    def empty_the_road(self) -> None:
-        """Let each relay and each inbox run once more, with --once: they end when nothing is left for them.
-
-        Twice: what the first inboxes write is for the second relays. An inbox that has to leave a message ends with 1.
-        """
-        for names in (RELAYS, INBOXES) * 2:
-            processes = {name: self.start(name, "--once") for name in names}
-            for name, process in processes.items():
-                if process.wait(timeout=60):
-                    raise SystemExit(f"{name} --once ended with {process.returncode}:\n{self.words(name)}")
-            self.running.clear()
+    def checked(self) -> Verdict:
+        """Return what the check says now; the built-in log is always written exactly once."""
+        exactly_once = self.settings.stage == "embedded" or self.settings.delivery == "exactly-once"
+        return check(
+            self.stage.databases, self.stage.log, exactly_once=exactly_once, topic_prefix=self.stage.topic_prefix
+        )
 
     def said(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '-')}.txt"
