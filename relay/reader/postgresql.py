@@ -190,7 +190,7 @@ class PostgresqlReader:
         query = self.query(selection, limits)
         statement = f"select {ROW} from ({query.select}) as chunk order by position"
         with translated():
-            # In the server's own formats, for which it binds the parameters; not prepared: no plan may be a generic one.
+            # In the server's own formats, so it binds the parameters; not prepared: no plan may be a generic one.
             rows = (
                 Cursor(self._connection, row_factory=tuple_row)
                 .execute(statement.encode(), query.parameters, prepare=False, binary=True)

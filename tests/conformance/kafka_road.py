@@ -77,9 +77,9 @@ class KafkaRoad:
         assert client.flush(30) == 0
         if self.transactional:
             client.commit_transaction(30)
-            self._until_readable()
+            self.until_readable()
 
-    def _until_readable(self) -> None:
+    def until_readable(self) -> None:
         """Wait for the marks of a transaction: they are written after its commit is answered."""
         names = [self.prefix + topic for topic in self._made]
         found = self.admin.describe_topics(TopicCollection(names))
@@ -129,7 +129,7 @@ class NamedLog:
         return self.log.identity()
 
     def producer(self, identity: ProducerIdentity) -> Producer:
-        raise NotImplementedError
+        raise AssertionError(f"nothing is produced for {identity.relay!r} here: see `KafkaRoad.put`")
 
     def consumer(self, group: str, topics: Sequence[str], listener: Listener) -> Consumer:
         with self.names.plain_words():

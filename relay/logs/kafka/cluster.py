@@ -1,6 +1,7 @@
 """What the brokers are asked about the log itself: who they are, which topics there are, and what they hold."""
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import (
-    ConsumerGroupState,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -19,7 +19,6 @@ from confluent_kafka import (
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,
-    ConsumerGroupDescription,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -29,9 +28,9 @@ from outbox.errors import OutboxError, Permanent, Unreachable
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.address import Address
-from relay.logs.kafka.asked import Asked, GroupMember, GroupState, Place
+from relay.logs.kafka.asked import Asked, GroupMember, GroupState, Place, places_in
 from relay.logs.kafka.client import Faults, answer, made
-from relay.logs.kafka.errors import UNKNOWN_TOPIC, translated
+from relay.logs.kafka.errors import UNKNOWN_TOPIC, ours, translated
 
 Answer = TypeVar("Answer")
 
@@ -195,26 +194,27 @@ class Cluster:
 
         return Asked(futures.values(), read)
 
-    def ask_group(self, group: str) -> Asked[GroupState]:
-        """Ask who is in a group."""
-        future = self._admin.describe_consumer_groups([group], request_timeout=ASK_SECONDS)[group]
+    def group(self, group: str, seconds: float = ASK_SECONDS) -> GroupState:
+        """Return who is in a group.
 
-        def read() -> GroupState:
-            try:
-                described = self._ask(f"asking who is in group {group!r}", future)
-            except OutboxError as error:
-                if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
-                    return GroupState(is_known=False, is_stable=False, assignor="", members=())
-                raise
-            return _group_state(described)
+        By the client's older call, which asks all brokers. The newer one asks the group's coordinator, as all of the
+        admin client's questions to a coordinator ends the process when that goes away at the wrong moment (librdkafka's
+        issues 4605 and 5040): not for a member that runs for months.
 
-        return Asked([future], read)
+        Raises:
+            Retryable: not all brokers answer.
+        """
+        with translated(f"asking who is in group {group!r}"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found: list[Any] = self._admin.list_groups(group, timeout=seconds)
+        if found and found[0].error is not None:
+            raise ours(found[0].error, f"asking who is in group {group!r}")
+        return _group_state(found[0]) if found else GroupState()
 
     def offsets(self, group: str) -> dict[Place, TopicPartition]:
         """Return the offsets that a group has committed, with what was noted beside them.
 
-        By a client that could be its member, and joins nothing: the admin client has a question for it, and ends the
-        process when the answer is that the group's coordinator is another (librdkafka 2.16).
+        By a client that could be its member, and joins nothing; see `group` for why.
 
         Raises:
             Retryable: no broker answers.
@@ -230,8 +230,11 @@ class Cluster:
     def delete_group(self, group: str) -> bool:
         """Delete what the brokers have of a group without members; return whether there was anything.
 
+        A question to the group's coordinator: see `group`.
+
         Raises:
-            Retryable: no broker answers, or somebody has become a member.
+            Retryable: no broker answers.
+            Permanent: it has a member.
         """
         self._faults.forget()
         doing = f"deleting group {group!r}"
@@ -240,6 +243,8 @@ class Cluster:
         except OutboxError as error:
             if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
                 return False
+            if code_of(error) == KafkaError.NON_EMPTY_GROUP:
+                raise Permanent(f"group {group!r} is alive: somebody is a member of it; stop it first") from error
             raise
         return True
 
@@ -281,19 +286,9 @@ def committed_offsets(client: Client, timeout_seconds: float) -> dict[Place, Top
     return {(one.topic, one.partition): one for one in answers if one.error is None and one.offset >= 0}
 
 
-def _group_state(described: ConsumerGroupDescription) -> GroupState:
+def _group_state(found: Any) -> GroupState:
     members = [
-        GroupMember(
-            member.member_id,
-            member.client_id,
-            member.host,
-            frozenset((part.topic, part.partition) for part in member.assignment.topic_partitions),
-        )
-        for member in described.members
+        GroupMember(member.id, member.client_id, member.client_host, places_in(member.assignment))
+        for member in found.members
     ]
-    return GroupState(
-        is_known=described.state != ConsumerGroupState.DEAD,
-        is_stable=described.state == ConsumerGroupState.STABLE,
-        assignor=described.partition_assignor or "",
-        members=tuple(members),
-    )
+    return GroupState(found.state == "Stable", found.protocol, tuple(members))

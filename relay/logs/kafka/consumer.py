@@ -22,9 +22,10 @@ from relay.logs.contract import Batch, Bounds, Listener, Partition
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.asked import Place
 from relay.logs.kafka.cluster import Cluster, Topic
-from relay.logs.kafka.commits import ASK_SECONDS, Commits
+from relay.logs.kafka.commits import Commits
 from relay.logs.kafka.membership import DEFAULTS, Membership
 from relay.logs.kafka.reading import Reading, place_of
+from relay.logs.kafka.shares import Shares
 from relay.logs.kafka.standing import Sight, Standing
 from relay.logs.kafka.troubles import is_disagreement, judged, lost_records, name_taken
 
@@ -58,21 +59,17 @@ class KafkaConsumer:
         self._group = group
         self._names = stated_topics(group, topics)
         self._listener = listener
-        self._standing = Standing(cluster, group, self._names)
+        self._standing = Standing(cluster, self._names)
         self._membership: Membership | None = None
         self._closed = False
         self._reading = Reading()
         self._commits = Commits()
         self._sight: Sight | None = None
-        self._settled = False
-        self._abandoned: frozenset[str] = frozenset()
-        self._shares: frozenset[Place] | None = None
         self._kept: BaseException | None = None
-        self._waits_since: float | None = None
         self._down_since: float | None = None
         self._commit_due = 0.0
         timeout = address.settings.get("session.timeout.ms", DEFAULTS["session.timeout.ms"])
-        self._gone_seconds = int(timeout) / 1000
+        self._shares = Shares(cluster, group, _seconds(timeout))
 
     def poll(self, timeout_seconds: float) -> Batch | None:
         """Return the next run of records; see `Consumer.poll`."""
@@ -113,56 +110,21 @@ class KafkaConsumer:
     # What comes and goes
 
     def _look(self, membership: Membership) -> None:
-        """See what has become of the topics and the group, when there is news of them."""
+        """See what has become of the topics, when there is news of them, and whether we have what we are to have."""
         is_stale = self._sight is None or self._sight.changes != membership.changes
-        if is_stale:
-            self._settled = False
-        sight = self._standing.look(
-            membership.changes, hurry=is_stale or not self._settled or self._down_since is not None
-        )
-        if sight is None:
-            return
-        self._sight = sight
-        membership.faults.forget()
-        self._end_remade(membership, sight.topics)
-        self._settle(membership, sight)
-
-    def _settle(self, membership: Membership, sight: Sight) -> None:
-        """Find out whether all is here that should be, or what is not counts as another's who does not give it up."""
-        if sight.changes != membership.changes:
-            return
-        if not sight.topics:
-            self._settled = not membership.given
-        elif not sight.covers_all():
-            # Somebody has yet to give up what another is to have, or to see a new partition. A group that is only
-            # about to divide anew leaves us what we have.
-            self._settled = self._settled and not sight.group.is_stable
-        elif sight.group.is_stable:
-            self._settled = not membership.waiting and sight.places_of(membership.name) == frozenset(membership.given)
-            self._look_for_abandoned(membership, sight)
-        now = boot_seconds()
-        if self._settled:
-            self._waits_since = None
-        elif self._waits_since is None:
-            self._waits_since = now
-        elif now - self._waits_since > self._gone_seconds and not membership.waiting:
-            self._settled = any(member.id != membership.name for member in sight.group.members)
-
-    def _look_for_abandoned(self, membership: Membership, sight: Sight) -> None:
-        """See which topics wait for a member, once each time that the members' shares have changed."""
-        if sight.group.places == self._shares:
-            return
-        with suppress(Retryable):
-            read = membership.topics_read(ASK_SECONDS)
-            self._abandoned = read - {topic for topic, _ in sight.group.places} - sight.topics.keys()
-            self._shares = sight.group.places
+        hurry = is_stale or not self._shares.settled or self._down_since is not None
+        sight = self._standing.look(membership.changes, hurry=hurry)
+        if sight is not None:
+            self._sight = sight
+            membership.faults.forget()
+            self._end_remade(membership, sight.topics)
+        self._shares.judge(membership, self._sight, is_news=sight is not None)
 
     def _begin(self, membership: Membership) -> None:
         """Ask the listener where to begin what was given; again, when it could not say."""
         waiting, sight = membership.waiting, self._sight
         if not waiting or sight is None or sight.changes != membership.changes:
             return
-        self._settled = False
         new = [Partition(name, sight.topics[name].id, n) for name, n in waiting if name in sight.topics]
         if not new:
             return
@@ -170,14 +132,13 @@ class KafkaConsumer:
         membership.begin({place_of(partition): offset for partition, offset in begins.items()})
         for partition, offset in begins.items():
             self._reading.begin(partition, offset)
-        # Without having to ask whether somebody else has the rest.
-        self._settled = self._reading.partitions >= {part for topic in sight.topics.values() for part in topic.parts()}
+        self._shares.judge(membership, sight, is_news=False)
         self._standing.hasten()
 
     def _take_away(self, places: Collection[Place], lost: bool) -> None:  # noqa: FBT001 - a callback's own shape
         """Give partitions up, from within a callback: what goes wrong is kept, since records would be lost with it."""
         gone = [partition for place in sorted(places) if (partition := self._reading.find(place)) is not None]
-        self._settled = False
+        self._shares.unsettle()
         try:
             self._give_up(gone, lost=lost)
         except BaseException as error:  # noqa: BLE001 - raised by the poll that it belongs to
@@ -204,14 +165,14 @@ class KafkaConsumer:
             if partition.topic in topics and topics[partition.topic].id != partition.incarnation
         ]
         if gone:
-            self._settled = False
             membership.end([place_of(partition) for partition in gone])
             self._give_up(gone, lost=True)
 
     def _lose(self) -> None:
         """This membership has come to an end: give all up, and be a new member at the next poll."""
         membership, self._membership = self._membership, None
-        self._sight, self._settled = None, False
+        self._sight = None
+        self._shares.unsettle()
         if membership is not None:
             membership.close()
         self._give_up(sorted(self._reading.partitions), lost=True)
@@ -224,9 +185,11 @@ class KafkaConsumer:
             time.sleep(min(timeout_seconds, PAUSED_SLICE_SECONDS))
             raws = membership.fetch(0, most=1)
         else:
-            slice_seconds = SLICE_SECONDS if self._settled else HURRIED_SLICE_SECONDS
+            slice_seconds = SLICE_SECONDS if self._shares.settled else HURRIED_SLICE_SECONDS
             raws = membership.fetch(min(timeout_seconds, slice_seconds))
         errors = self._reading.take(raws)
+        if len(errors) < len(raws):
+            membership.faults.forget()
         membership.rest(self._reading.to_rest())
         membership.go_on(self._reading.to_go_on())
         self._raise_kept()
@@ -246,8 +209,9 @@ class KafkaConsumer:
             self._lose()
             raise Retryable(f"group {self._group!r}: {error.str()}; it is joined again")
         if is_disagreement(error):
-            raise name_taken(self._group, self._cluster)
-        trouble = judged(error, f"reading for group {self._group!r}")
+            trouble: OutboxError | None = name_taken(self._group, self._cluster)
+        else:
+            trouble = judged(error, f"reading for group {self._group!r}")
         if trouble is not None:
             raise trouble
 
@@ -260,7 +224,11 @@ class KafkaConsumer:
         if partition.topic not in topics:
             return
         self._end_remade(membership, topics)
-        if self._reading.has(partition):
+        if not self._reading.has(partition):
+            # What is known of the topics is of before.
+            self._sight = None
+            self._standing.hasten()
+        else:
             held = self._cluster.bounds([partition])[partition]
             if held.first <= offset <= held.end:
                 membership.seek(place, offset)
@@ -282,7 +250,8 @@ class KafkaConsumer:
     # What is reported
 
     def _flush_commits(self, membership: Membership) -> None:
-        if boot_seconds() < self._commit_due:
+        # A commit that waits for a broker to come back would be waited for by `close`.
+        if boot_seconds() < self._commit_due or membership.faults.down:
             return
         self._commit_due = boot_seconds() + COMMIT_SECONDS
         # A report can wait.
@@ -295,7 +264,7 @@ class KafkaConsumer:
 
     def assignment(self) -> frozenset[Partition] | None:
         """Return what is assigned; see `Consumer.assignment`."""
-        return self._reading.partitions if self._settled else None
+        return self._reading.partitions if self._shares.settled else None
 
     def missing(self) -> frozenset[str]:
         """Return the topics that do not exist yet."""
@@ -303,7 +272,7 @@ class KafkaConsumer:
 
     def abandoned(self) -> frozenset[str]:
         """Return the group's topics that no member states; see `Consumer.abandoned`."""
-        return self._abandoned
+        return self._shares.abandoned
 
     def bounds(self, partitions: Sequence[Partition]) -> Mapping[Partition, Bounds]:
         """Return what each partition holds now of committed records."""
@@ -340,9 +309,15 @@ class KafkaConsumer:
         if membership is None:
             return
         held = self._reading.partitions
-        with suppress(OutboxError):
-            self._commits.flush(membership, held, wait=True)
+        if not membership.faults.down:
+            with suppress(OutboxError):
+                self._commits.flush(membership, held, wait=True)
         self._reading.end(held)
         self._commits.forget(held)
-        self._settled = False
+        self._shares.unsettle()
         membership.close()
+
+
+def _seconds(milliseconds: str) -> float:
+    """Return a setting in seconds; what is no number is refused by librdkafka, in words of its own."""
+    return int(milliseconds) / 1000 if milliseconds.isdecimal() else 0.0

@@ -31,7 +31,7 @@ def forget(cluster: Cluster, group: str) -> bool:
         Permanent: it has a member.
         Retryable: no broker answers.
     """
-    members = cluster.ask_group(group).answer().members
+    members = cluster.group(group).members
     if members:
         alive = members[0]
         raise Permanent(

@@ -15,11 +15,12 @@ from relay.logs.contract import (
     ProducerIdentity,
     Record,
 )
-from relay.logs.kafka import groups, tail
 from relay.logs.kafka.address import Address, parse_address
 from relay.logs.kafka.cluster import Cluster
 from relay.logs.kafka.consumer import KafkaConsumer
+from relay.logs.kafka.groups import committed, forget
 from relay.logs.kafka.producer import open_producer
+from relay.logs.kafka.tail import tail
 from relay.logs.kafka.topics import Topics
 
 logger = logging.getLogger("relay")
@@ -68,7 +69,7 @@ class KafkaLog:
 
     def committed(self, group: str) -> Mapping[Partition, Offset]:
         """Return the offsets that the group has reported."""
-        return groups.committed(self._cluster, group)
+        return committed(self._cluster, group)
 
     def forget(self, group: str) -> bool:
         """Let go of a group; see `Log.forget`.
@@ -76,7 +77,7 @@ class KafkaLog:
         Raises:
             Permanent: it has a member.
         """
-        return groups.forget(self._cluster, group)
+        return forget(self._cluster, group)
 
     def partitions(self, topics: Sequence[str]) -> Mapping[Partition, Bounds]:
         """Return the partitions of those of the topics that exist, and what each holds."""
@@ -85,7 +86,7 @@ class KafkaLog:
 
     def tail(self, topic: str, *, from_start: bool, follow: bool) -> Iterator[Record | None]:
         """Yield a topic's committed records; see `Log.tail`."""
-        return tail.tail(self.address, self._cluster, topic, from_start=from_start, follow=follow)
+        return tail(self.address, self._cluster, topic, from_start=from_start, follow=follow)
 
     def close(self) -> None:
         """Nothing is held that does not end with this object."""

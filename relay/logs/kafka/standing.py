@@ -1,4 +1,4 @@
-"""What the brokers say of a member's topics and of its group: asked now and then, and not waited for."""
+"""What the brokers say of a member's topics: asked now and then, and not waited for."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from outbox.errors import Retryable
 from outbox.journal import boot_seconds
-from relay.logs.kafka.asked import Asked, GroupState, Place
+from relay.logs.kafka.asked import Asked, Place
 from relay.logs.kafka.cluster import Cluster, Topic
 
 LOOK_SECONDS = 2.0
@@ -20,30 +20,21 @@ class Sight:
     Attributes:
         changes: how often the group had given or taken something when this was asked.
         topics: which of the member's topics there are.
-        group: who is in the group.
+        places: their partitions.
     """
 
     changes: int
     topics: dict[str, Topic]
-    group: GroupState
-
-    def covers_all(self) -> bool:
-        """Return whether each partition of the member's topics is assigned to some member."""
-        return all(self.group.places >= {(name, n) for n in range(one.partitions)} for name, one in self.topics.items())
-
-    def places_of(self, member: str) -> frozenset[Place] | None:
-        """Return what is assigned to a member; None when it is not in the group."""
-        return next((one.places for one in self.group.members if one.id == member), None)
+    places: frozenset[Place]
 
 
 class Standing:
-    """Looks at the topics and the group, without waiting."""
+    """Looks at the topics, without waiting."""
 
-    def __init__(self, cluster: Cluster, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, cluster: Cluster, topics: Sequence[str]) -> None:
         self._cluster = cluster
-        self._group = group
         self._topics = topics
-        self._asked: tuple[Asked[dict[str, Topic]], Asked[GroupState]] | None = None
+        self._asked: Asked[dict[str, Topic]] | None = None
         self._asked_at = float("-inf")
         self._changes = 0
 
@@ -58,18 +49,18 @@ class Standing:
             Permanent: we may not look.
         """
         if self._asked is None and boot_seconds() - self._asked_at >= (HURRY_SECONDS if hurry else LOOK_SECONDS):
-            self._ask(changes)
-        if self._asked is None or not all(asked.is_answered for asked in self._asked):
+            self._asked_at, self._changes = boot_seconds(), changes
+            self._asked = self._cluster.ask_topics(self._topics)
+        if self._asked is None or not self._asked.is_answered:
             return None
-        (topics, group), self._asked = self._asked, None
+        asked, self._asked = self._asked, None
         with suppress(Retryable):
-            return Sight(self._changes, topics.answer(), group.answer())
+            topics = asked.answer()
+            places = frozenset((name, n) for name, topic in topics.items() for n in range(topic.partitions))
+            return Sight(self._changes, topics, places)
         return None
 
     def hasten(self) -> None:
-        """Look again at once: what is known is out of date."""
+        """Look again at once: what is known is out of date, and what is on its way may be."""
+        self._asked = None
         self._asked_at = float("-inf")
-
-    def _ask(self, changes: int) -> None:
-        self._asked_at, self._changes = boot_seconds(), changes
-        self._asked = (self._cluster.ask_topics(self._topics), self._cluster.ask_group(self._group))

@@ -1,7 +1,5 @@
 """What a consumer's errors mean for a group's member."""
 
-from contextlib import suppress
-
 from confluent_kafka import KafkaError
 
 from outbox.errors import ConfigurationError, OutboxError, Permanent
@@ -34,15 +32,18 @@ def is_disagreement(error: KafkaError) -> bool:
     return error.code() in (KafkaError.INCONSISTENT_GROUP_PROTOCOL, KafkaError.GROUP_ID_NOT_FOUND)
 
 
-def name_taken(group: str, cluster: Cluster) -> ConfigurationError:
-    """Say that other programs use the group's name, and how."""
-    assignor = ""
-    with suppress(OutboxError):
-        assignor = cluster.ask_group(group).answer().assignor
-    how = f"divide partitions by {assignor!r}, ours by 'cooperative-sticky'" if assignor else "work in another way"
+def name_taken(group: str, cluster: Cluster) -> ConfigurationError | None:
+    """Say that other programs use the group's name, and how; None when they have left meanwhile."""
+    try:
+        found = cluster.group(group)
+    except OutboxError:
+        return None
+    if not found.members:
+        return None
     return ConfigurationError(
-        f"the name of group {group!r} is taken: its members {how}, and the members of a group have to agree; stop"
-        " them, or give this group another name (--group)"
+        f"the name of group {group!r} is taken: its members divide partitions by {found.assignor!r}, ours by"
+        " 'cooperative-sticky', and the members of a group have to agree; stop them, or give this group another name"
+        " (--group)"
     )
 
 
