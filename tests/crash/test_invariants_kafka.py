@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kafka_road import ONCE_A_LEASE, KafkaRoad, moments, only_repeats
 from kafka_topics import Topics
 from road import Watch
+from road_to_kafka import ONCE_A_LEASE, KafkaRoad, moments, only_repeats
 
 from relay.failpoints import Failpoint
 from tests.databases import wait_until
