@@ -15,10 +15,10 @@ import billing
 import pytest
 from acceptance.commands import Ended, User
 from kafka_consumers import KafkaConsumers, OffsetsWatch
-from kafka_road import KafkaRoad, only_repeats
 from kafka_server import KafkaServer
 from kafka_topics import PARTITIONS, Topics
 from road import Watch
+from road_to_kafka import KafkaRoad, only_repeats
 
 from relay.failpoints import Failpoint
 from tests.databases import rows, wait_until
