@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from acceptance.commands import Ended, User
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions
 from conformance.kafka_plain import Broker, servers
 from databases import install, rows, wait_until, write
 from kafka_server import KafkaServer
@@ -206,8 +207,8 @@ def test_a_setting_that_is_not_the_users_is_refused(shop: Shop, kafka_programs: 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"partition.assignment.strategy": "range"}],
-    ids=["another strategy"],
+    [{"partition.assignment.strategy": "range"}, {"group.protocol": "consumer"}],
+    ids=["another strategy", "another protocol"],
 )
 def test_a_group_of_another_program_is_not_joined(shop: Shop, broker: Broker, running: Running, settings: dict):
     """INVARIANT I7: the name of the group is said, and that others use it; and they are not disturbed."""
@@ -229,6 +230,36 @@ def test_a_group_of_another_program_is_not_joined(shop: Shop, broker: Broker, ru
     assert shop.does("relay run --once", broker.url).code == 0
     assert shop.does("inbox run --once", broker.url).code == 0
     assert shop.effects() == ["1"]
+
+
+def test_a_group_that_another_protocol_takes_over_is_left(shop: Shop, broker: Broker, running: Running):
+    """INVARIANT I7: the brokers let it in, turn the group into one of theirs, and give it partitions of ours.
+
+    The coordinator as we ask it then knows nobody in the group; without a look at its type a member would wait in
+    silence for the share that it is to have.
+    """
+    put(broker, shop.topic, "0")
+    process = running("inbox run", broker.url)
+    wait_until(lambda: shop.effects() == ["0"], "it has the partition")
+    settings = {**broker.settings, "group.id": shop.group, "group.protocol": "consumer"}
+    others = [Consumer(settings), Consumer(settings)]
+    try:
+        for one in others:
+            one.subscribe([shop.topic])
+        broker.admin.create_partitions([NewPartitions(shop.topic, 2)])[shop.topic].result(30)
+
+        def has_ended() -> bool:
+            for one in others:
+                one.poll(0.05)
+            return process.poll() is not None
+
+        wait_until(has_ended, "it ends")
+        _, talk = process.communicate()
+        assert in_words(Ended(process.returncode, "", talk), 2)
+        assert "newer protocol" in talk
+    finally:
+        for one in others:
+            one.close()
 
 
 def put(broker: Broker, topic: str, *payloads: str) -> None:
