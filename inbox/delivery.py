@@ -3,13 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from inbox.data import decode
 from outbox.errors import MessageAtFault, OutboxError
 from outbox.message import Message, Offset
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    # With a default, so that a bare `Delivery` is no error in mypy's strict mode; the standard library's has none yet.
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _FIRST = Offset(0)
 _NOT_YET: Any = object()

@@ -158,6 +158,7 @@ class Relay:
                     self._delivery,
                     local,
                     self._open_chunk,
+                    self._topics.names,
                 )
                 mover = database.mover(lease, self._topics, work)
                 try:

@@ -111,6 +111,7 @@ class ProducerIdentity:
         epoch: the lease's number; a newer one fences this one.
         lease_seconds: the lease's length. A chunk that is not durable in half of it is better given up (`TimedOut`).
         delivery: `at-least-once`, `exactly-once` or `at-most-once`, as the relay was asked.
+        topics: those that the relay names in full, to be looked at before the first message comes; it may move others.
     """
 
     relay: str
@@ -119,6 +120,7 @@ class ProducerIdentity:
     epoch: Epoch
     lease_seconds: float = 10.0
     delivery: str = "at-least-once"
+    topics: Sequence[str] = ()
 
 
 class Producer(Protocol):

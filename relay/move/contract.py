@@ -1,6 +1,6 @@
 """The contract of moving chunks, and what all ways of it share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from uuid import UUID
@@ -37,6 +37,7 @@ class Work:
         local: the log lies in the outbox's own database.
         open_chunk: whether an open chunk is in a log that has forgotten its number: `sent` or `unsent`, as a person
             found out; None: nobody has said.
+        topics: those that the relay names in full.
     """
 
     relay: str
@@ -46,6 +47,7 @@ class Work:
     delivery: str
     local: bool = False
     open_chunk: str | None = None
+    topics: Sequence[str] = ()
 
     @property
     def numbered(self) -> bool:
@@ -61,6 +63,7 @@ class Work:
             Epoch(held.epoch),
             held.seconds,
             delivery or self.delivery,
+            self.topics,
         )
 
 

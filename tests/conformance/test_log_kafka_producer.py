@@ -34,6 +34,9 @@ class ProducingRoad(KafkaRoad):
         self._ours.produce(self._chunks, entries(messages, self._position + 1))
         self._position += len(messages)
         assert self._ours.settle(30) == Settlement(self._chunks)
+        if not self.dense:
+            self._made |= {message.topic for message in messages}
+            self.until_readable()
 
 
 class ProducingLog(NamedLog):

@@ -223,6 +223,24 @@ def test_a_topic_that_is_deleted_under_a_relay_is_made_anew(served: str, broker:
     assert broker.values(topic) == ["1"]
 
 
+def test_topics_that_a_relay_names_are_looked_at_when_it_starts(
+    served: str, tmp_path: Path, kafka_programs: Path, caplog: pytest.LogCaptureFixture
+):
+    server = KafkaServer(tmp_path, programs=kafka_programs, settings=WITHOUT_AUTO_CREATION)
+    server.start()
+    try:
+        small = Broker(server.url()).topic(max_message_bytes="5000")
+        drain(served, server.url(), topics=f"{small},missing,others.*")
+    finally:
+        server.delete()
+    words = "\n".join(record.getMessage() for record in caplog.records)
+    assert f"topic {small} takes 5000 bytes a record (max.message.bytes)" in words
+    assert f"topic {small} lies on one broker" in words
+    assert "topic missing: the topic does not exist" in words
+    assert "?partitions=8" in words
+    assert "others" not in words
+
+
 def test_an_unreachable_broker_is_waited_for_and_once_gives_up(served: str):
     with pytest.raises(Unreachable, match=r"gave up after 1 s: .*no broker answers.*127\.0\.0\.1:1.*refused"):
         drain(served, "kafka://127.0.0.1:1", wait=1.0)

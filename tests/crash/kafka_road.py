@@ -100,6 +100,22 @@ class KafkaRoad(Road):
         self.killed += 1
         self.start_doomed_relay()
 
+    def kill_any(self) -> None:
+        """Kill a relay, the holder or one that stands by, and start one that is doomed in its place."""
+        self.choose.choice(self.relays).kill()
+        self.revive()
+
+    def revive(self) -> None:
+        """Start others in the places of relays that have ended."""
+        for relay in [relay for relay in self.relays if not relay.is_running()]:
+            self.relays.remove(relay)
+            self.killed += 1
+            self.start_doomed_relay()
+
+    def all_words(self) -> str:
+        """Return all that the relays have said."""
+        return (self._folder / "relays.txt").read_text(errors="replace")
+
     def records(self) -> int:
         """Return how many different messages have been seen in the topics."""
         return self._follower.look()

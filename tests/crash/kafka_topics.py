@@ -25,7 +25,7 @@ class Topics:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._settings = {"bootstrap.servers": parts.netloc, **dict(parse_qsl(parts.query))}
+        self._settings = {"bootstrap.servers": parts.netloc, **dict(parse_qsl(parts.query)), "log_level": 0}
         self._admin = AdminClient(self._settings)
         self.suffix = f"-{uuid.uuid4().hex[:12]}"
         self.names = sorted({topic_of(key, self.suffix) for key in (None, *KEYS)})
@@ -62,7 +62,6 @@ class Topics:
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "reconnect.backoff.max.ms": 500,
-            "log_level": 0,
             "error_cb": lambda _: None,
         }
         return Consumer({**self._settings, **settings})

@@ -98,15 +98,15 @@ class Proxy:
         for side in list(self._sides):
             side.reset()
 
-    def passed(self, data: bytes, direction: Direction) -> tuple[bytes, bool]:
-        """Return what of the data may still pass, and whether that was the last."""
-        left = self._allowance.get(direction)
+    def passed(self, data: bytes, side: "_Side") -> tuple[bytes, bool]:
+        """Return what of the data that came in at this side may still pass, and whether that was the last."""
+        left = self._allowance.get(side.direction)
         if left is None:
             return data, False
-        self._allowance[direction] = left - len(data)
+        self._allowance[side.direction] = left - len(data)
         if left > len(data):
             return data, False
-        del self._allowance[direction]
+        del self._allowance[side.direction]
         return data[:left], True
 
     async def join(self, client: "_Side") -> None:
@@ -151,7 +151,7 @@ class _Side(asyncio.Protocol):
             self._joining = asyncio.get_running_loop().create_task(self.proxy.join(self))
 
     def data_received(self, data: bytes) -> None:
-        data, last = self.proxy.passed(data, self.direction)
+        data, last = self.proxy.passed(data, self)
         if self.other is not None:
             self.other.transport.write(data)
         if last:

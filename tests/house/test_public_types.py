@@ -57,6 +57,11 @@ def charge(delivery: Delivery[OrderPlaced], session: Session) -> None:
     raise Reject("no")
 
 
+@inbox.handler("orders")
+def keep(delivery: Delivery, session: Session) -> None:
+    print(delivery.data["id"])
+
+
 @others.handler("orders")
 async def charge_later(delivery: Delivery[OrderPlaced], session: AsyncSession) -> None:
     assert_type(delivery.partition, int)

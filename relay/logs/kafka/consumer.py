@@ -193,6 +193,8 @@ class KafkaConsumer:
             slice_seconds = SLICE_SECONDS if self._shares.settled else HURRIED_SLICE_SECONDS
             raws = membership.fetch(min(timeout_seconds, slice_seconds))
         errors = self._reading.take(raws)
+        if len(errors) < len(raws):
+            membership.faults.forget()
         membership.rest(self._reading.to_rest())
         membership.go_on(self._reading.to_go_on())
         self._raise_kept()
@@ -253,7 +255,8 @@ class KafkaConsumer:
     # What is reported
 
     def _flush_commits(self, membership: Membership) -> None:
-        if boot_seconds() < self._commit_due:
+        # A commit that waits for a broker to come back would be waited for by `close`.
+        if boot_seconds() < self._commit_due or membership.faults.down:
             return
         self._commit_due = boot_seconds() + COMMIT_SECONDS
         # A report can wait.
@@ -311,8 +314,9 @@ class KafkaConsumer:
         if membership is None:
             return
         held = self._reading.partitions
-        with suppress(OutboxError):
-            self._commits.flush(membership, held, wait=True)
+        if not membership.faults.down:
+            with suppress(OutboxError):
+                self._commits.flush(membership, held, wait=True)
         self._reading.end(held)
         self._commits.forget(held)
         self._shares.unsettle()

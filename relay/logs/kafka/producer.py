@@ -27,8 +27,10 @@ def open_producer(address: Address, topics: Topics, identity: ProducerIdentity) 
 
     Raises:
         ConfigurationError: a setting of librdkafka's cannot be as it is.
-        Unreachable: exactly once: no broker answers.
+        Permanent: a topic that the relay names may not be looked at, or cannot be made.
+        Unreachable: no broker answers.
     """
+    topics.examine(identity.topics)
     if identity.delivery == "exactly-once":
         from relay.logs.kafka.transactions import TransactionalProducer  # noqa: PLC0415 - one kind is enough for one relay
 

@@ -5,12 +5,17 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from confluent_kafka import KafkaError
+
+from outbox.outbox import MAX_PAYLOAD_BYTES
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.cluster import Cluster, Topic
+from relay.logs.kafka.errors import remedy_of
 
 BATCH_BYTES = 1_000_000
 """What librdkafka puts into one batch by default; a topic that takes less needs smaller ones."""
-CLIENT_SETTINGS = ("batch.size", "message.max.bytes")
+HEADERS_BYTES = 5_000
+"""What a record has beside its payload, mostly less."""
 APPEAR_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 
@@ -45,6 +50,18 @@ class Topics:
     def look_again(self) -> None:
         """Ask for each topic again: it may have been deleted, or changed."""
         self._limits.clear()
+
+    def examine(self, names: Collection[str]) -> None:
+        """Say at the start what a person should know of these topics, which a relay names in full.
+
+        Raises:
+            Retryable: no broker answers.
+            Permanent: one may not be looked at, or cannot be made.
+        """
+        for name in sorted(self.missing(names)):
+            if name not in self._warned:
+                self._warned.add(name)
+                logger.warning("topic %s: %s", name, remedy_of(KafkaError.UNKNOWN_TOPIC_OR_PART))
 
     def missing(self, names: Collection[str]) -> frozenset[str]:
         """Look at those topics that are not known yet, making them where that is asked; return what is missing.
@@ -90,6 +107,14 @@ class Topics:
             if name not in self._warned:
                 self._warned.add(name)
                 _warn(topic, int(config.get("min.insync.replicas", topic.replicas)))
+                if most is not None and int(most) < MAX_PAYLOAD_BYTES + HEADERS_BYTES:
+                    logger.warning(
+                        "topic %s takes %s bytes a record (max.message.bytes), and `write` lets payloads of %d pass: a"
+                        " larger one stops the relay; raise the one, or lower Outbox(max_payload_bytes=)",
+                        name,
+                        most,
+                        MAX_PAYLOAD_BYTES,
+                    )
 
 
 def _warn(topic: Topic, in_sync: int) -> None:
