@@ -119,6 +119,11 @@ class KafkaConsumer:
             membership.faults.forget()
             self._end_remade(membership, sight.topics)
         self._shares.judge(membership, self._sight, is_news=sight is not None)
+        if self._shares.unlisted:
+            self._shares.unlisted = False
+            taken = name_taken(self._group, self._cluster)
+            if taken is not None:
+                raise taken
 
     def _begin(self, membership: Membership) -> None:
         """Ask the listener where to begin what was given; again, when it could not say."""
