@@ -35,7 +35,7 @@ class Settings:
     packing_seconds: float = 0.5
     cards: int = 60
     card_cents: int = 90_000
-    pieces: int = 155
+    pieces: int = 145
     stage: str = "embedded"
     delivery: str = "exactly-once"
     postgresql: str = ""

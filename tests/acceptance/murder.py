@@ -24,9 +24,11 @@ INBOX = (
     "from relay.logs.builtin import BuiltinLog; from relay.logs.builtin.group.store import Pulse;"
     f" BuiltinLog.pulse = Pulse(0.3, {GONE_SECONDS}); from inbox.cli import main; main()"
 )
-NAIVE = "tests.acceptance.naive_consumer"
+NAIVE_CONSUMER, NAIVE_RELAY = "tests.acceptance.naive_consumer", "tests.acceptance.naive_relay"
 REST_SECONDS = 30.0
 KINDS = ("relay", "inbox", "customers", "warehouse")
+DECK = [*[("kill", kind) for kind in ("relay", "inbox") * 3 + KINDS], *[("stop", kind) for kind in KINDS]]
+"""What is done, in random order; then again."""
 STAND_STILL = 2
 """So many stand still at a time, at most."""
 OWNER = "select owner from relay_checkpoint order by step desc limit 1"
@@ -42,13 +44,22 @@ class FastSaga(Saga):
         return super().command(service, does)
 
 
-class NaiveSaga(Saga):
+class ForgetfulSaga(Saga):
     """The saga with consumers that remember no ids."""
 
     def command(self, service: str, does: str) -> list[str]:
         if does == "inbox":
             file = str(self.folder / f"{service}-offsets.json")
-            return [sys.executable, "-m", NAIVE, f"examples.order_saga.{service}:inbox", file]
+            return [sys.executable, "-m", NAIVE_CONSUMER, f"examples.order_saga.{service}:inbox", file]
+        return super().command(service, does)
+
+
+class CarelessSaga(FastSaga):
+    """The saga with relays that read by position, and save where they are when they think of it."""
+
+    def command(self, service: str, does: str) -> list[str]:
+        if does == "relay":
+            return [sys.executable, "-m", NAIVE_RELAY, str(self.folder / f"{service}-position")]
         return super().command(service, does)
 
 
@@ -75,6 +86,7 @@ class Murder:
         self._victims = victims
         self.done: Counter[str] = Counter()
         self._choose = random.Random(f"{seed}/murder")
+        self._planned: list[tuple[str, str]] = []
         self._still: list[Still] = []
         self._orders = psycopg.connect(plain(saga.stage.database("orders")), autocommit=True)
 
@@ -99,10 +111,15 @@ class Murder:
         """Kill one, or let one stand still; wake those who have lost what they held."""
         for one in [one for one in self._still if one.has_lost()]:
             self._wake(one)
-        if len(self._still) < STAND_STILL and self._choose.random() < 0.3:
-            self._stand_still(self._choose.choice(self._awake()))
+        if not self._planned:
+            self._planned = [act for act in DECK if act[1] in self._victims]
+            self._choose.shuffle(self._planned)
+        what, kind = self._planned.pop()
+        name = self._choose.choice(self._awake(kind))
+        if what == "stop" and len(self._still) < STAND_STILL:
+            self._stand_still(name)
         else:
-            self._kill(self._choose.choice(self._awake()))
+            self._kill(name)
         self.moves_on()
 
     def end(self) -> None:
@@ -145,9 +162,9 @@ class Murder:
     def placed(self) -> int:
         return self._moved()[0]
 
-    def _awake(self) -> list[str]:
+    def _awake(self, kind: str) -> list[str]:
         still = {one.name for one in self._still}
-        return [name for name in sorted(self.saga.running) if name not in still and name.split()[1] in self._victims]
+        return [name for name in sorted(self.saga.running) if name not in still and name.split()[1] == kind]
 
     def _end(self, name: str) -> None:
         process = self.saga.running.pop(name)
@@ -180,10 +197,10 @@ class Murder:
     def _loss_of(self, service: str, does: str, process: subprocess.Popen[bytes]) -> Callable[[], bool]:
         """Return what tells that others have taken over what a process holds now."""
         log = plain(self.saga.stage.log)
-        if does == "relay":
+        if does == "relay" and not isinstance(self.saga, CarelessSaga):
             database, owner = plain(self.saga.stage.database(service)), f"-{process.pid}-"
             return lambda: not any(owner in (name or "") for (name,) in rows(database, OWNER))
-        if does == "inbox" and isinstance(self.saga, NaiveSaga):
+        if does == "inbox" and isinstance(self.saga, ForgetfulSaga):
             return self._later(1.0)
         if does == "inbox" and log.startswith("kafka:"):
             return self._later(SESSION_SECONDS + 2)

@@ -1,0 +1,5 @@
+-- A database for each service; PostgreSQL's image runs this once.
+create database orders;
+create database payments;
+create database stock;
+create database shipping;
