@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition, libversion
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
 from outbox.errors import Fenced, Permanent, Retryable, TimedOut, Unreachable
 from outbox.message import Entry
@@ -34,10 +34,6 @@ TRANSACTION_SECONDS = 10.0
 SHARE = 0.7
 """Of that time: by then all records must be taken, or the transaction is given up from here."""
 KEEP_SECONDS = 86_400.0
-STAYS: dict[str, object] = {"metadata.recovery.strategy": "none"} if libversion()[1] >= 0x020A01FF else {}  # noqa: PLR2004
-"""A client that has lost all connections forgets its brokers by default, and begins again at its first addresses; then
-a chunk's number waits for a coordinator that was forgotten, inside a call that never returns (librdkafka issue 5511).
-A relay opens another producer where this one finds nobody any more. Clients before 2.10.1 do not know the setting."""
 CALL_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
 _PASSING = frozenset(
@@ -77,7 +73,10 @@ class TransactionalProducer:
         settings: dict[str, object] = {
             "transactional.id": name,
             "transaction.timeout.ms": int(TRANSACTION_SECONDS * 1000),
-            **STAYS,
+            # A client that has lost all connections forgets its brokers by default, and begins again at its first
+            # addresses; then a chunk's number waits for a coordinator that was forgotten, inside a call that never
+            # returns (librdkafka issue 5511). A relay opens another producer where this one finds nobody any more.
+            "metadata.recovery.strategy": "none",
         }
         self._sender = Sender(address, topics, identity, settings)
         self._producer = self._sender.producer
