@@ -12,7 +12,7 @@ from relay.move.ahead import AheadMover
 from relay.move.chunks import Chunks, Formed
 from relay.move.contract import Work, answered
 
-STEP_SECONDS = 0.05
+STEP_SECONDS = 0.2
 """At least once: how far steps are apart. A crash repeats what was acknowledged since the last one."""
 
 logger = logging.getLogger("relay")

@@ -33,7 +33,10 @@ class Broker:
 
     def topic(self, partitions: int = 2, **config: str) -> str:
         """Make a topic of this test's own; settings with _ for the dots."""
-        name = f"t{uuid.uuid4().hex[:10]}"
+        return self.make(f"t{uuid.uuid4().hex[:10]}", partitions, **config)
+
+    def make(self, name: str, partitions: int, **config: str) -> str:
+        """Make a topic of this name; settings with _ for the dots."""
         wanted = NewTopic(name, partitions, 1, config={key.replace("_", "."): value for key, value in config.items()})
         self.admin.create_topics([wanted])[name].result(WAIT_SECONDS)
         return name

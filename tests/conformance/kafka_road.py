@@ -5,12 +5,12 @@ the test says "orders", "g"   ->  the broker has "t3f9a1c.orders", "t3f9a1c.g"
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
-from confluent_kafka import IsolationLevel, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import Producer as Client
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from log_contract import PARTITIONS, WAIT_SECONDS
@@ -88,9 +88,19 @@ class KafkaRoad:
             for name, topic in found.items()
             for partition in topic.result().partitions
         ]
-        deadline = time.monotonic() + WAIT_SECONDS
-        while self._ends(parts, IsolationLevel.READ_COMMITTED) != self._ends(parts, IsolationLevel.READ_UNCOMMITTED):
-            assert time.monotonic() < deadline
+
+        def are_readable() -> bool:
+            try:
+                levels = (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+                committed, all_there_is = (self._ends(parts, level) for level in levels)
+            except KafkaException as error:
+                # Of a topic that was just made.
+                if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION:
+                    raise
+                return False
+            return committed == all_there_is
+
+        until(are_readable, "what was committed is readable")
 
     def _ends(self, parts: Sequence[TopicPartition], level: IsolationLevel) -> dict[TopicPartition, int]:
         asked = self.admin.list_offsets(dict.fromkeys(parts, OffsetSpec.latest()), isolation_level=level)
@@ -112,6 +122,13 @@ class KafkaRoad:
             if self.transactional:
                 self._client.init_transactions(30)
         return self._client
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s: {what}"
 
 
 class NamedLog:

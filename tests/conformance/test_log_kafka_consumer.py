@@ -1,13 +1,7 @@
 """A group member on Kafka, and what only Kafka does: holes in its logs, records of anybody's, sessions that end."""
 
 import ctypes
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +12,15 @@ import pytest
 from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewPartitions
-from kafka_road import KafkaRoad, NamedConsumer
-from kafka_server import KafkaServer
-from log_contract import OPENED, PARTITIONS, WAIT_SECONDS, Member, numbered, numbers
+from kafka_road import KafkaRoad, NamedConsumer, until
+from log_contract import OPENED, PARTITIONS, Member, numbered, numbers
 from log_contract_groups import shared, together
+from log_contract_tail import following, tail
+from sqlalchemy import MetaData, create_engine
+from sqlalchemy.orm import Session
 
-from outbox.errors import ConfigurationError, Permanent, Retryable, Unreachable
+from inbox import Delivery, Inbox
+from outbox.errors import ConfigurationError, Permanent, Retryable
 from outbox.message import Offset
 from relay.logs.cloudevents import foreign_id
 from relay.logs.contract import Bounds, Partition
@@ -207,12 +204,6 @@ def test_a_topic_made_anew_that_holds_more_than_was_read_is_read_from_its_first_
     assert numbers([record for record in member.records() if record.partition in new]) == list(range(100, 150))
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s: {what}"
-
-
 def test_partitions_that_are_added_are_read_from_their_first_record(road: KafkaRoad):
     road.put(numbered(40, key=None))
     member = Member(road.open(), "orders").read(40).joined()
@@ -312,110 +303,51 @@ def test_an_offset_that_was_noted_for_an_earlier_topic_says_nothing(road: KafkaR
     client.close()
 
 
-def test_a_member_that_was_too_slow_is_told_and_joins_again(road: KafkaRoad):
-    road.put(numbered(40, key=None))
-    slow = Member(road.open("?session.timeout.ms=6000&max.poll.interval.ms=6000"), "orders").joined()
-    had = slow.consumer.assignment()
-    other = Member(road.open(), "orders").joined()
-    assert other.consumer.assignment() == had
-    slow.until(lambda: bool(slow.told.revocations), "it is told")
-    assert {one for gone in slow.told.revocations for one in gone} == had
-    shared(slow, other)
-    assert len(slow.consumer.assignment() or ()) == PARTITIONS // 2
+def test_a_tail_goes_on_through_partitions_that_are_added_and_a_topic_made_anew(road: KafkaRoad):
+    road.make("orders", partitions=1)
+    road.put(numbered(3))
+    records = tail(road.open(), "orders", from_start=True, follow=True)
+    assert numbers(following(records, 3)) == [0, 1, 2]
+    topic = road.prefix + "orders"
+    road.admin.create_partitions([NewPartitions(topic, 2)])[topic].result()
+    until(lambda: len(road.client().list_topics(topic).topics[topic].partitions) == 2, "the producer sees them")
+    with road.producing() as client:
+        client.produce(topic, b"3", partition=1)
+    assert numbers(following(records, 1)) == [3]
+    road.delete("orders")
+    until(lambda: not road.open().partitions(["orders"]), "the topic is gone")
+    road.put(numbered(2, begin=4))
+    assert numbers(following(records, 2)) == [4, 5]
 
 
-MEMBER = """
-    import sys, time
-    from relay.logs import open_log
-
-    class Anything:
-        def assigned(self, partitions):
-            return dict.fromkeys(partitions, 0)
-        def revoked(self, partitions):
-            pass
-
-    consumer = open_log(sys.argv[1]).consumer(sys.argv[2], [sys.argv[3]], Anything())
-    while True:
-        consumer.poll(0.1)
-        if consumer.assignment():
-            print("joined", flush=True)
-"""
+def test_a_tail_of_a_topic_that_is_deleted_meanwhile_ends(road: KafkaRoad):
+    road.put(numbered(2000))
+    records = tail(road.open(), "orders", from_start=True, follow=False)
+    assert next(records) is not None
+    road.delete("orders")
+    assert len([record for record in records if record]) < 2000
 
 
-def test_a_member_that_is_killed_is_succeeded_when_its_session_ends(road: KafkaRoad):
-    road.put(numbered(40, key=None))
-    url = f"{road.url}?session.timeout.ms=6000"
-    killed = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(MEMBER), url, road.prefix + "g", road.prefix + "orders"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == b"joined\n"
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    heir = Member(road.open(), "orders")
-    assert sorted(numbers(heir.read(40).records())) == list(range(40))
-    heir.joined()
+def test_an_inbox_reads_once_to_the_end_behind_a_transactions_mark(transactional: KafkaRoad, sqlite_url: str):
+    transactional.put([*numbered(50, key=None), *numbered(50)])
+    topic, handled = transactional.prefix + "orders", []
+    metadata = MetaData()
+    inbox = Inbox(transactional.prefix + "g", metadata=metadata)
 
+    @inbox.handler(topic)
+    def handle(delivery: Delivery[object], session: Session) -> None:
+        handled.append(delivery.message.id)
 
-@pytest.fixture
-def own_road(own_kafka_server: KafkaServer) -> KafkaRoad:
-    return KafkaRoad(own_kafka_server.url())
-
-
-def test_a_broker_that_goes_away_is_said_and_read_on_from_when_it_is_back(
-    own_road: KafkaRoad, own_kafka_server: KafkaServer
-):
-    own_road.put(numbered(10))
-    member = Member(own_road.open(), "orders").read(10).joined()
-    ends = {batch.partition: batch.end for batch in member.batches}
-    own_kafka_server.kill()
-    member.consumer.commit(ends)
-    for _ in range(3):
-        with pytest.raises(Unreachable, match=r"reading for group 'g': no broker answers; .*127\.0\.0\.1"):
-            member.until(lambda: False, "it says so")
-    own_kafka_server.start()
-    own_road.put(numbered(10, begin=10))
-    deadline = time.monotonic() + WAIT_SECONDS
-    while len(member.records()) < 20:
-        assert time.monotonic() < deadline
-        try:
-            member.poll(0.1)
-        except Unreachable:
-            continue
-    assert numbers(member.records()) == list(range(20))
-    assert member.told.revocations == [], "a member stays one while the broker is away for a moment"
-    member.consumer.close()
-    assert own_road.open().committed("g").items() >= ends.items()
-
-
-def test_closing_while_no_broker_answers_does_not_last(own_road: KafkaRoad, own_kafka_server: KafkaServer):
-    own_road.put(numbered(10))
-    member = Member(own_road.open(), "orders").read(10).joined()
-    member.consumer.commit({batch.partition: batch.end for batch in member.batches})
-    own_kafka_server.kill()
-    begun = time.monotonic()
-    member.consumer.close()
-    assert time.monotonic() - begun < 10
-
-
-def test_a_member_joins_when_the_broker_comes(own_road: KafkaRoad, own_kafka_server: KafkaServer):
-    own_road.put(numbered(3))
-    own_kafka_server.kill()
-    member = Member(own_road.open(), "orders")
-    with pytest.raises(Unreachable):
-        member.until(lambda: False, "it says so")
-    assert member.consumer.assignment() is None
-    own_kafka_server.start()
-    deadline = time.monotonic() + WAIT_SECONDS
-    while len(member.records()) < 3:
-        assert time.monotonic() < deadline
-        try:
-            member.poll(0.1)
-        except Unreachable:
-            continue
-    assert numbers(member.records()) == [0, 1, 2]
+    engine = create_engine(sqlite_url)
+    metadata.create_all(engine)
+    engine.dispose()
+    for _ in range(2):
+        inbox.run(sqlite_url, transactional.url, once=True)
+    assert len(handled) == len(set(handled)) == 100
+    log = transactional.open()
+    ends = {partition: held.end for partition, held in log.partitions(["orders"]).items()}
+    assert log.committed("g") == ends
+    assert sum(ends.values()) > 100
 
 
 def test_what_a_url_says_counts(road: KafkaRoad):

@@ -3,15 +3,19 @@
 Every run is bounded; OUTBOX_TEST_CHAOS_SECONDS makes the one with random kills longer (some 30 kills a minute).
 """
 
+import json
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
-from kafka_road import ONCE_A_LEASE, KafkaRoad, moments, only_repeats
+import writers as workload
 from kafka_topics import Topics
 from road import Watch
+from road_to_kafka import ONCE_A_LEASE, KafkaRoad, moments, only_repeats
 
 from relay.failpoints import Failpoint
 from tests.databases import wait_until
@@ -185,3 +189,42 @@ def test_another_delivery_settles_first_what_is_open(roads: Roads, point: Failpo
     writers.stop()
     report = road.report()
     assert not report.wrong(), f"{report}\n{road.words()}"
+
+
+def write_one_too_large(road: KafkaRoad, key: str = "key-03") -> None:
+    """Commit a message that no compression makes small, while others write behind it."""
+    filling = random.Random(SEED).randbytes(60_000).hex()
+    topic = workload.topic_of(key, road.topics.suffix)
+    with psycopg.connect(road.database) as connection:
+        found = connection.execute("update counters set version = version + 1 where key = %s returning version", [key])
+        (version,) = found.fetchone() or (0,)
+        connection.execute("insert into done values (99, 1, %s, %s, %s)", [topic, key, version])
+        payload = json.dumps({"writer": 99, "n": 1, "key": key, "version": version, "filling": filling})
+        connection.execute(
+            "insert into outbox (topic, key, payload) values (%s, %s, %s)", [topic, key, payload.encode()]
+        )
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_nothing_overtakes_a_message_that_the_broker_refuses(roads: Roads, kafka_url: str, delivery: str):
+    """INVARIANT I3, I7: what stands behind a refused message of its partition is not stored before it.
+
+    With more requests in flight, or a client that goes on behind a failed message, the rest of the chunk is stored
+    around it. The relay names the message that is at fault alone, and ends; mended, it goes on with that very one.
+    """
+    road = roads(delivery)
+    road.topics.configure("max.message.bytes", "20000")
+    road.log = f"{kafka_url}?compression.type=gzip"  # nobody weighs a message that may become smaller
+    writers = road.writers(60, seed=SEED + 4, transactions=100).start()
+    wait_until(lambda: road.written() > 100, "some are written")
+    write_one_too_large(road)
+    writers.finish()
+    assert road.ended(road.start_relay()) == 1, road.words()
+    assert "was refused by the log" in road.words()
+    assert 0 < road.records() < road.written()
+    road.topics.configure("max.message.bytes", "1000000")
+    road.start_relay()
+    report = road.report()
+    assert report.committed > 300
+    assert only_repeats(report), f"{report}\n{road.words()}"
+    assert not report.doubled or delivery == "at-least-once"

@@ -76,7 +76,7 @@ def test_the_make_targets_that_the_readme_names_exist(target: str):
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_links_inside_the_project_lead_somewhere(document: Path):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if "://" not in link]

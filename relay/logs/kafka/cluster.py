@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import (
+    ConsumerGroupType,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -210,6 +211,19 @@ class Cluster:
         if found and found[0].error is not None:
             raise ours(found[0].error, f"asking who is in group {group!r}")
         return _group_state(found[0]) if found else GroupState()
+
+    def is_of_newer_protocol(self, group: str) -> bool:
+        """Return whether a group's members speak the protocol of `group.protocol=consumer`.
+
+        `group` sees nobody in such a group. This asks all brokers which groups they have, and no coordinator.
+
+        Raises:
+            Retryable: not all brokers answer, or they know no types of groups.
+        """
+        self._faults.forget()
+        asked = self._admin.list_consumer_groups(types={ConsumerGroupType.CONSUMER}, request_timeout=ASK_SECONDS)
+        found = self._ask(f"asking for the type of group {group!r}", asked)
+        return any(one.group_id == group for one in found.valid)
 
     def offsets(self, group: str) -> dict[Place, TopicPartition]:
         """Return the offsets that a group has committed, with what was noted beside them.

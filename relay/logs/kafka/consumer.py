@@ -119,6 +119,11 @@ class KafkaConsumer:
             membership.faults.forget()
             self._end_remade(membership, sight.topics)
         self._shares.judge(membership, self._sight, is_news=sight is not None)
+        if self._shares.unlisted:
+            self._shares.unlisted = False
+            taken = name_taken(self._group, self._cluster)
+            if taken is not None:
+                raise taken
 
     def _begin(self, membership: Membership) -> None:
         """Ask the listener where to begin what was given; again, when it could not say."""
@@ -188,6 +193,8 @@ class KafkaConsumer:
             slice_seconds = SLICE_SECONDS if self._shares.settled else HURRIED_SLICE_SECONDS
             raws = membership.fetch(min(timeout_seconds, slice_seconds))
         errors = self._reading.take(raws)
+        if len(errors) < len(raws):
+            membership.faults.forget()
         membership.rest(self._reading.to_rest())
         membership.go_on(self._reading.to_go_on())
         self._raise_kept()
@@ -248,7 +255,8 @@ class KafkaConsumer:
     # What is reported
 
     def _flush_commits(self, membership: Membership) -> None:
-        if boot_seconds() < self._commit_due:
+        # A commit that waits for a broker to come back would be waited for by `close`.
+        if boot_seconds() < self._commit_due or membership.faults.down:
             return
         self._commit_due = boot_seconds() + COMMIT_SECONDS
         # A report can wait.
@@ -306,8 +314,9 @@ class KafkaConsumer:
         if membership is None:
             return
         held = self._reading.partitions
-        with suppress(OutboxError):
-            self._commits.flush(membership, held, wait=True)
+        if not membership.faults.down:
+            with suppress(OutboxError):
+                self._commits.flush(membership, held, wait=True)
         self._reading.end(held)
         self._commits.forget(held)
         self._shares.unsettle()

@@ -93,6 +93,7 @@ class Membership:
                 **{name: value for name, value in DEFAULTS.items() if name not in address.settings},
                 **HELD,
                 "group.id": group,
+                "group.protocol": "classic",
                 "partition.assignment.strategy": "cooperative-sticky",
                 "on_commit": self._on_commit,
             },
@@ -139,14 +140,15 @@ class Membership:
     def seek(self, place: Place, offset: Offset) -> None:
         """Read this partition from there on; what was read ahead is not returned any more."""
         part = TopicPartition(*place, offset)
+        # It need not rest any more: nothing is kept of it.
+        self._client.resume([part])
         try:
             self._client.seek(part)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError._STATE:  # noqa: SLF001 - librdkafka's own codes are named so
-                raise
+        except KafkaException:
             # It has not begun to fetch, or has stopped at an error.
-            self._client.incremental_unassign([part])
-            self._client.incremental_assign([part])
+            with translated("seeking"):
+                self._client.incremental_unassign([part])
+                self._client.incremental_assign([part])
 
     def rest(self, places: Iterable[Place]) -> None:
         """Read nothing ahead of these."""

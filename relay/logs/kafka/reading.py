@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka import Message as Raw
 
 from outbox.message import Offset
-from relay.logs.contract import Batch, Partition
+from relay.logs.contract import Batch, Partition, Record
 from relay.logs.kafka.asked import Place
 from relay.logs.kafka.records import record_of
 
@@ -39,7 +39,7 @@ class _Lane:
 
     def clear(self, offset: Offset) -> None:
         self.ahead.clear()
-        self.bytes, self.refusal = 0, None
+        self.bytes, self.refusal, self.rests = 0, None, False
         self.reached = self.end = offset
 
 
@@ -91,7 +91,7 @@ class Reading:
                 self._turns.remove(self._lanes.pop(place_of(partition)))
 
     def seek(self, partition: Partition, offset: Offset) -> None:
-        """Go on from there; what was read is forgotten."""
+        """Go on from there; what was read is forgotten, and it does not rest."""
         self._lanes[place_of(partition)].clear(offset)
 
     def refuse(self, place: Place, words: str) -> None:
@@ -175,15 +175,15 @@ def place_of(partition: Partition) -> Place:
 
 
 def _batch(lane: _Lane) -> Batch:
-    taken: list[Raw] = []
+    begin, partition, ahead = lane.reached, lane.partition, lane.ahead
+    records: list[Record] = []
     size = 0
-    while lane.ahead and len(taken) < BATCH_RECORDS and size < BATCH_BYTES:
-        raw = lane.ahead.popleft()
+    while ahead and len(records) < BATCH_RECORDS and size < BATCH_BYTES:
+        # One by one: kept for the whole batch, their lists of headers would be the garbage collector's main work.
+        raw = ahead.popleft()
         size += len(raw) + RECORD_BYTES
-        taken.append(raw)
+        records.append(record_of(partition, raw))
     lane.bytes -= size
-    begin, end = lane.reached, lane.end
-    if lane.ahead:
-        end = Offset((taken[-1].offset() or 0) + 1)
+    end = Offset(records[-1].offset + 1) if ahead else lane.end
     lane.reached = end
-    return Batch(lane.partition, begin, end, [record_of(lane.partition, raw) for raw in taken])
+    return Batch(partition, begin, end, records)

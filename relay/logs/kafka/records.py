@@ -7,7 +7,6 @@ That can only hand out twice what was sent twice; the other way round, two messa
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import methodcaller
-from typing import Any
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 from confluent_kafka import Message as Raw
@@ -30,9 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def record_of(partition: Partition, raw: Raw) -> Record:
     """Return a record, of the topic's incarnation that `partition` names. Raises nothing, whatever was sent."""
     offset = Offset(raw.offset() or 0)
-    # Of several of one name the last counts, as Kafka's own clients have it. Without surrogates: a handler may store
-    # what it finds here, or write it on.
-    headers = {name: value.decode("utf-8", "replace") for name, value in _headers(raw) if value is not None}
+    headers = _headers(raw)
     event, source, key = headers.get("ce_id"), headers.get("ce_source"), raw.key()
     if event and source is not None and _REPLACED not in event and _is_source(source) and "ce_specversion" in headers:
         identity = message_id(event)
@@ -46,7 +43,7 @@ def record_of(partition: Partition, raw: Raw) -> Record:
         headers.get("ce_type") or partition.topic,
         raw.value(),
         headers.get("content-type") or CONTENT_TYPE,
-        {name: value for name, value in headers.items() if _is_carried(name)},
+        {name: headers[name] for name in _carried(tuple(headers))},
         source,
         _time(headers.get("ce_time"), raw),
         _sequence(headers.get("ce_sequence")),
@@ -54,17 +51,23 @@ def record_of(partition: Partition, raw: Raw) -> Record:
     return Record(partition, offset, message, headers)
 
 
-def _headers(raw: Raw) -> Any:
-    """Return the headers as pairs; none of them if the name of one is not UTF-8.
+def _headers(raw: Raw) -> dict[str, str]:
+    """Return the headers as texts; none of them if the name of one is not UTF-8.
 
     There the client returns a list with nothing where that header should be, and an exception beside it. A plain call
     in a busy loop is not looked at for exceptions, and the list ends the process (test_anybodys_records_are_read); from
     `methodcaller` it is, and raises a SystemError. A second call would return the list.
     """
     try:
-        return _ask_headers(raw) or ()
+        pairs = _ask_headers(raw) or ()
     except (SystemError, UnicodeDecodeError):
-        return ()
+        return {}
+    # Of several of one name the last counts, as Kafka's own clients have it.
+    try:
+        return {name: value.decode() for name, value in pairs}
+    except (UnicodeDecodeError, AttributeError):
+        # Without surrogates: a handler may store what it finds here, or write it on.
+        return {name: value.decode("utf-8", "replace") for name, value in pairs if value is not None}
 
 
 @lru_cache(1024)
@@ -74,9 +77,12 @@ def _is_source(source: str) -> bool:
 
 
 @lru_cache(1024)
-def _is_carried(header: str) -> bool:
-    """Return whether a header is the message's own: the user's, or one of the context."""
-    return header in CONTEXT_HEADERS or not is_reserved(header)
+def _carried(headers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which headers are the message's own: the user's, and those of the context.
+
+    For all names at a time: the records of one producer have mostly the same.
+    """
+    return tuple(name for name in headers if name in CONTEXT_HEADERS or not is_reserved(name))
 
 
 def _time(text: str | None, raw: Raw) -> datetime | None:

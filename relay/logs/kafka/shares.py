@@ -32,11 +32,14 @@ class Shares:
     Attributes:
         settled: whether all is here that should be, or what is not counts as another's who does not give it up.
         abandoned: topics that the group has read and nobody has.
+        unlisted: set when the coordinator has known nobody in the group for a while, us neither: members of another
+            protocol are in it.
     """
 
     def __init__(self, cluster: Cluster, group: str, gone_seconds: float) -> None:
         self.settled = False
         self.abandoned: frozenset[str] = frozenset()
+        self.unlisted = False
         self._cluster = cluster
         self._group = group
         self._gone_seconds = gone_seconds
@@ -81,6 +84,9 @@ class Shares:
             return membership.changes > 0 and now - self._changed_at > QUIET_SECONDS
         if group.is_stable and group.places >= sight.places:
             return group.places_of(membership.name) == frozenset(membership.given)
+        if not group.members and now - self._waits_since > QUIET_SECONDS:
+            self._waits_since = now
+            self.unlisted = True
         # Another does not give up what is to be ours.
         is_alone = all(member.id == membership.name for member in group.members)
         return not is_alone and now - self._waits_since > self._gone_seconds

@@ -73,6 +73,10 @@ class TransactionalProducer:
         settings: dict[str, object] = {
             "transactional.id": name,
             "transaction.timeout.ms": int(TRANSACTION_SECONDS * 1000),
+            # A client that has lost all connections forgets its brokers by default, and begins again at its first
+            # addresses; then a chunk's number waits for a coordinator that was forgotten, inside a call that never
+            # returns (librdkafka issue 5511). A relay opens another producer where this one finds nobody any more.
+            "metadata.recovery.strategy": "none",
         }
         self._sender = Sender(address, topics, identity, settings)
         self._producer = self._sender.producer

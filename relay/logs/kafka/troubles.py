@@ -36,14 +36,17 @@ def name_taken(group: str, cluster: Cluster) -> ConfigurationError | None:
     """Say that other programs use the group's name, and how; None when they have left meanwhile."""
     try:
         found = cluster.group(group)
+        if found.members:
+            how = f"divide partitions by {found.assignor!r}, ours by 'cooperative-sticky'"
+        elif cluster.is_of_newer_protocol(group):
+            how = "speak the newer protocol of groups (group.protocol=consumer), ours the classic one"
+        else:
+            return None
     except OutboxError:
         return None
-    if not found.members:
-        return None
     return ConfigurationError(
-        f"the name of group {group!r} is taken: its members divide partitions by {found.assignor!r}, ours by"
-        " 'cooperative-sticky', and the members of a group have to agree; stop them, or give this group another name"
-        " (--group)"
+        f"the name of group {group!r} is taken: its members {how}, and the members of a group have to agree; stop them,"
+        " or give this group another name (--group)"
     )
 
 
