@@ -1,4 +1,4 @@
-"""What the demos here share, and a service does not need: a PostgreSQL of their own, and processes that are ended."""
+"""What the demos here share, and a service does not need: servers of their own, and processes that are ended."""
 
 import signal
 import subprocess
@@ -9,13 +9,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Self
+from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 
-from scripts.postgresql_server import PostgresqlServer
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))  # programs, and no package
+
+from fetched import Missing
+from kafka_server import KafkaServer
+from local_kafka import programs_of_kafka
+from postgresql_server import PostgresqlServer, free_port
+
+__all__ = [
+    "PROGRAMS",
+    "ROOT",
+    "Failed",
+    "Processes",
+    "broker",
+    "folder",
+    "free_port",
+    "postgresql",
+    "sigterm_as_ctrl_c",
+]
+
 PROGRAMS = Path(sys.executable).parent
 PATIENCE_SECONDS = 15
 
@@ -102,15 +120,50 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def postgresql(*databases: str) -> Iterator[dict[str, str]]:
-    """Start a PostgreSQL for a demo alone, with these databases; yield their URLs. It is deleted afterwards."""
+def postgresql(*names: str, url: str = "") -> Iterator[dict[str, str]]:
+    """Make databases, and yield their URLs by these names; they are deleted afterwards.
+
+    Args:
+        names: what they are called here.
+        url: of a server that is there; without it, one is started for the demo alone.
+    """
+    with _server(url) as server_url, psycopg.connect(server_url, autocommit=True) as connection:
+        made = {name: f"demo_{uuid4().hex[:8]}_{name}" for name in names}
+        for database in made.values():
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
+        where = server_url.rpartition("/")[0].replace("postgresql://", "postgresql+psycopg://")
+        try:
+            yield {name: f"{where}/{database}" for name, database in made.items()}
+        finally:
+            for database in made.values():
+                connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(database)))
+
+
+@contextmanager
+def _server(url: str) -> Iterator[str]:
+    if url:
+        yield url.replace("+psycopg", "")
+        return
     server = PostgresqlServer()
     try:
-        server.start()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            for name in databases:
-                connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        yield {name: server.url(name).replace("postgresql://", "postgresql+psycopg://") for name in databases}
+        yield server.start().url()
+    finally:
+        server.delete()
+
+
+@contextmanager
+def broker() -> Iterator[str]:
+    """Start a Kafka for a demo alone; yield its URL. It is deleted afterwards.
+
+    Raises:
+        Failed: there is no Java here, or no Maven to fetch Kafka's programs with.
+    """
+    try:
+        server = KafkaServer(programs=programs_of_kafka())
+    except Missing as missing:
+        raise Failed(str(missing)) from None
+    try:
+        yield server.start().url()
     finally:
         server.delete()
 

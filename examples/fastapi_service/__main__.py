@@ -15,8 +15,7 @@ import httpx
 from sqlalchemy import Engine, create_engine
 
 from examples.fastapi_service import accounts, api
-from examples.running import PROGRAMS, ROOT, Failed, Processes, folder, postgresql, sigterm_as_ctrl_c
-from scripts.postgresql_server import free_port
+from examples.running import PROGRAMS, ROOT, Failed, Processes, folder, free_port, postgresql, sigterm_as_ctrl_c
 
 CUSTOMERS = ["ada", "grace", "edsger", "barbara", "donald"]
 REQUESTS = 200

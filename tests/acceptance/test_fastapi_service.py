@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from uuid import UUID
 
 import httpx
 import pytest
-from databases import rows, wait_until
+from acceptance.running import DEMO_SECONDS, ROOT, interrupted_demo
+from databases import rows
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from examples.fastapi_service import api, consumer
@@ -28,7 +28,6 @@ from examples.fastapi_service.models import Base
 from inbox.testing import Outcome, deliver_async
 from outbox.errors import MessageAtFault
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "fastapi_service"
 PROGRAMS = Path(sys.executable).parent
 DEMO = [sys.executable, "-m", "examples.fastapi_service"]
@@ -266,51 +265,13 @@ def test_migrations_lead_there_and_back(postgresql_url: str):
 
 
 def test_the_demo_adds_up():
-    done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, timeout=DEMO_SECONDS, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("every accepted order is one message and one effect\n")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that the server's user can enter, as pytest's own it cannot."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-def test_the_demo_cleans_up_when_it_is_interrupted(folder: Path):
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    process = subprocess.Popen(
-        DEMO,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        begun = next(line for line in process.stdout if "requests sent" in line)
-        assert begun
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group hears it
-        _, talk = process.communicate(timeout=150)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 1
-    assert talk == "stopped\n"
-    wait_until(lambda: not in_group(process.pid), "all its processes are gone", 30)
-    left = [file.name for file in folder.iterdir() if not file.name.startswith("postgresql-programs-")]
-    assert left == []
-
-
-def in_group(group: int) -> list[int]:
-    """Return the living processes of a process group."""
-    asked = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
-    found = [line.split() for line in asked.splitlines()]
-    return [int(pid) for pid, its, state in found if int(its) == group and not state.startswith("Z")]
+def test_the_demo_cleans_up_when_it_is_interrupted():
+    interrupted_demo(DEMO, when="requests sent", number=signal.SIGINT)
 
 
 IN_ORDER = Accounts(
