@@ -37,28 +37,28 @@ class Reply(BaseModel):
 
 
 @inbox.handler(REPLIES, type="Booked", batch=False)
-def booked(delivery: Delivery[bytes], session: Session) -> None:
+def booked(delivery: Delivery, session: Session) -> None:
     reply = _apply(delivery, session, lambda trip, step, _: saga.booked(session, trip, step))
     if reply is not None and reply.supplier in saga.SUPPLIERS:
         saga.take_back(session, reply.supplier, delivery.message.key)
 
 
 @inbox.handler(REPLIES, type="Refused", batch=False)
-def refused(delivery: Delivery[bytes], session: Session) -> None:
+def refused(delivery: Delivery, session: Session) -> None:
     _apply(delivery, session, lambda trip, step, reply: saga.refused(session, trip, step, reply.reason))
 
 
 @inbox.handler(REPLIES, type="Cancelled", batch=False)
-def cancelled(delivery: Delivery[bytes], session: Session) -> None:
+def cancelled(delivery: Delivery, session: Session) -> None:
     _apply(delivery, session, lambda trip, step, _: saga.cancelled(session, trip, step))
 
 
 @inbox.handler(REPLIES, batch=False)
-def anything_else(delivery: Delivery[bytes], session: Session) -> None:
+def anything_else(delivery: Delivery, session: Session) -> None:
     _keep(delivery, session, f"no reply that we know: {delivery.message.type}")
 
 
-def _apply(delivery: Delivery[bytes], session: Session, act: Callable[[Trip, Step, Reply], None]) -> Reply | None:
+def _apply(delivery: Delivery, session: Session, act: Callable[[Trip, Step, Reply], None]) -> Reply | None:
     """Lock the trip that a reply belongs to, and act on it. Return the reply if it belongs to none.
 
     The toolkit carries the correlation id: from the trip's command to what its handler writes. So the reply need not
@@ -86,7 +86,7 @@ def _uuid(text: str | None) -> UUID | None:
         return None
 
 
-def _keep(delivery: Delivery[bytes], session: Session, why: str) -> None:
+def _keep(delivery: Delivery, session: Session, why: str) -> None:
     message = delivery.message
     logging.getLogger("trips").warning("%s %s from %s: %s", message.type, message.id, message.source, why)
     session.add(

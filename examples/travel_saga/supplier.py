@@ -60,7 +60,7 @@ inbox = Inbox(settings.supplier, metadata=Base.metadata)
 
 
 @inbox.handler(COMMANDS, type="Book")
-def book(delivery: Delivery[bytes], session: Session) -> None:
+def book(delivery: Delivery, session: Session) -> None:
     booking = session.get(Booking, _trip())
     if booking is None:
         booking = _booked(session, delivery.message.payload or b"")
@@ -69,7 +69,7 @@ def book(delivery: Delivery[bytes], session: Session) -> None:
 
 
 @inbox.handler(COMMANDS, type="Cancel")
-def cancel(delivery: Delivery[bytes], session: Session) -> None:
+def cancel(delivery: Delivery, session: Session) -> None:
     """Take a booking back. When there is none, the row that is left says so to a Book that comes later."""
     booking = session.get(Booking, _trip())
     if booking is None:
@@ -82,7 +82,7 @@ def cancel(delivery: Delivery[bytes], session: Session) -> None:
 
 
 @inbox.handler(COMMANDS)
-def anything_else(delivery: Delivery[bytes], session: Session) -> None:
+def anything_else(delivery: Delivery, session: Session) -> None:
     """Answer what we do not know: the saga goes on at once, instead of waiting for its deadline."""
     _reply(delivery, session, "Refused", f"{settings.supplier} know no {delivery.message.type}")
 
@@ -106,7 +106,7 @@ def _trip() -> str:
     return current_correlation().correlation_id or ""
 
 
-def _reply(delivery: Delivery[bytes], session: Session, answer: str, reason: str = "") -> None:
+def _reply(delivery: Delivery, session: Session, answer: str, reason: str = "") -> None:
     payload = {"supplier": settings.supplier, "reason": reason}
     outbox.write(session, topic=REPLIES, key=delivery.message.key, type=answer, payload=payload)
 
