@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 from benchmarks.began import Began
 from relay.logs.kafka.sending import SETTINGS
 from relay.logs.kafka.topics import BATCH_BYTES
-from relay.reader.contract import MOST_ENTRIES
+from relay.reader.contract import MOST_ENTRIES_PRODUCED
 
 FETCH = (
     "select position, id::text, coalesce(source, '/outbox/11111111-2222-3333-4444-555555555555'), topic, key,"
@@ -37,7 +37,7 @@ def bare_produces(database: str, servers: str) -> Began:
             }
         )
         last = 0
-        while rows := source.execute(FETCH, (last, MOST_ENTRIES), binary=True).fetchall():
+        while rows := source.execute(FETCH, (last, MOST_ENTRIES_PRODUCED), binary=True).fetchall():
             for position, identity, origin, topic, key, kind, payload, content_type, own, created in rows:
                 headers = {
                     "ce_specversion": "1.0",

@@ -9,7 +9,7 @@ from benchmarks.ground import Ground, fill
 from benchmarks.measuring import Row, Sample, in_turns, rate_row
 from benchmarks.moving import ENTRIES, fresh_name
 from benchmarks.processes import measured
-from relay.reader.contract import MOST_ENTRIES
+from relay.reader.contract import MOST_ENTRIES_PRODUCED
 
 DELIVERIES = ("at-least-once", "exactly-once")
 
@@ -60,7 +60,7 @@ def p1_and_p8(ground: Ground, scale: float, rounds: int) -> Iterator[Row]:
         },
         rounds,
     )
-    what = f"{entries:,} x 200 B to Kafka {broker.version()} in chunks of {MOST_ENTRIES:,}"
+    what = f"{entries:,} x 200 B to Kafka {broker.version()} in chunks of {MOST_ENTRIES_PRODUCED:,}"
     for number, ours, limit, bar in (
         ("P1", "at-least-once", "bare", 0.8),
         ("P1", "exactly-once", "bare", None),

@@ -10,8 +10,7 @@ from relay.checkpoint import Checkpoint
 from relay.failpoints import Failpoint, failpoint
 from relay.logs.contract import Failure
 from relay.move.chunks import Chunks, Formed
-from relay.move.contract import Moved, Work, refused
-from relay.reader.contract import Limits
+from relay.move.contract import Moved, Work, limits_of, refused
 
 
 class AheadMover(ABC):
@@ -21,7 +20,7 @@ class AheadMover(ABC):
         self._chunks = chunks
         self._lease = lease
         self._work = work
-        self._limits = Limits()
+        self._limits = limits_of(work)
         self._sent: Formed[Any] | None = None
         self._saved = True
 

@@ -10,6 +10,7 @@ from outbox.journal import Held, Lease, boot_seconds
 from outbox.message import Epoch
 from relay.logs.builtin import BuiltinLog
 from relay.logs.contract import Failure, Log, Producer, ProducerIdentity, Settlement
+from relay.reader.contract import MOST_ENTRIES, MOST_ENTRIES_PRODUCED, Limits
 
 
 class Moved(NamedTuple):
@@ -97,6 +98,12 @@ class Mover(Protocol):
     def close(self) -> None:
         """Let go of the producer."""
         ...
+
+
+def limits_of(work: Work) -> Limits:
+    """Return how large the chunks are that a log elsewhere is given."""
+    most = MOST_ENTRIES if isinstance(work.log, BuiltinLog) else MOST_ENTRIES_PRODUCED
+    return Limits(most, most=most)
 
 
 def answered(producer: Producer, lease: Lease, renew: Callable[[], None]) -> Settlement | TimedOut:

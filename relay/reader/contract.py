@@ -1,7 +1,7 @@
 """The contract of reading an outbox in commit order; one file a dialect."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from outbox.message import Entry, Position
@@ -10,22 +10,31 @@ from relay.checkpoint import Checkpoint
 MOST_ENTRIES = 5_000
 MOST_BYTES = 8_000_000
 """Bounds of a chunk: whichever is reached first, and always at least one entry."""
+MOST_ENTRIES_PRODUCED = 10_000
+"""For a broker: committing a transaction takes the same time however much is in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one chunk may hold."""
+    """How much one chunk may hold.
+
+    Attributes:
+        entries: so many entries.
+        bytes: so many bytes of payload.
+        most: what `entries` never exceeds.
+    """
 
     entries: int = MOST_ENTRIES
     bytes: int = MOST_BYTES
+    most: int = MOST_ENTRIES
 
     def halved(self) -> "Limits":
         """Return half of it: for a chunk that took too long."""
-        return Limits(max(1, self.entries // 2), max(1, self.bytes // 2))
+        return replace(self, entries=max(1, self.entries // 2), bytes=max(1, self.bytes // 2))
 
     def doubled(self) -> "Limits":
-        """Return twice as much, up to the default."""
-        return Limits(min(MOST_ENTRIES, self.entries * 2), min(MOST_BYTES, self.bytes * 2))
+        """Return twice as much, up to the most."""
+        return replace(self, entries=min(self.most, self.entries * 2), bytes=min(MOST_BYTES, self.bytes * 2))
 
 
 @dataclass(frozen=True, slots=True)

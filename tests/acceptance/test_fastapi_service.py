@@ -18,7 +18,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from acceptance.interrupting import DEMO_SECONDS, ROOT, interrupted_demo
+from acceptance.demos import DEMO_SECONDS, ROOT, interrupted_demo
 from databases import rows
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from acceptance.interrupting import DEMO_SECONDS, ROOT, interrupted_demo
+from acceptance.demos import DEMO_SECONDS, ROOT, interrupted_demo
 from databases import rows
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session

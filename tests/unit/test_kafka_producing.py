@@ -3,6 +3,7 @@
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
@@ -14,6 +15,7 @@ from relay.logs.cloudevents import resolved, wire_headers
 from relay.logs.kafka.errors import is_permanent, ours
 from relay.logs.kafka.partitioner import murmur2, partitioner_of
 from relay.logs.kafka.priming import Priming
+from relay.logs.kafka.sending import _first
 from relay.logs.kafka.wire import fault, header_writer, size_of
 from relay.logs.rows import Rows, entry_of, rows_of
 
@@ -153,3 +155,13 @@ def test_an_error_is_told_by_its_code(code: int, kind: type[Exception], permanen
     assert type(ours(error, "producing", "127.0.0.1 refused")) is kind
     assert is_permanent(error) is permanent
     assert "producing" in str(ours(error, "producing")) and error.name() in str(ours(error, "producing"))
+
+
+def test_of_many_reports_the_message_at_fault_counts_and_not_those_that_were_dropped_because_of_it():
+    """Or the relay would take a refusal for a passing fault, and send the same chunk again for ever."""
+    dropped, too_large = KafkaError(KafkaError._PURGE_QUEUE), KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+    chain: Any = None
+    for error, message in [(dropped, "first"), (too_large, "second"), (too_large, "third"), (dropped, "fourth")]:
+        chain = error, message, chain
+    assert _first(chain) == (too_large, "second")
+    assert _first((dropped, "last", (dropped, "first", None))) == (dropped, "first")  # type: ignore[arg-type]

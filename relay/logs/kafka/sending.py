@@ -42,6 +42,23 @@ class _Refused(Exception):
     """A message was refused, and none may follow it."""
 
 
+_Refusal = tuple[KafkaError, Message, Any]
+"""A message that was not taken, why, and the one before it."""
+
+
+def _first(refusal: _Refusal) -> tuple[KafkaError, Message]:
+    """Return the first one that is at fault itself; the first one, if none is."""
+    found = refusal[:2]
+    at_fault = None
+    rest: _Refusal | None = refusal
+    while rest is not None:
+        error, message, rest = rest
+        found = error, message
+        if is_permanent(error):
+            at_fault = error, message
+    return at_fault or found
+
+
 class Sender:
     """One producer of librdkafka's. Not safe to use from two threads at once.
 
@@ -65,7 +82,7 @@ class Sender:
         self._room_seconds = identity.lease_seconds / 4
         # One object for all messages: a bound method each would bring a full garbage collection every three chunks.
         self._report = self._reported
-        self._refused: tuple[KafkaError, Message] | None = None
+        self._refused: _Refusal | None = None
         self._gave_up: str | None = None
         partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
         primes = identity.delivery == "at-least-once"
@@ -157,9 +174,9 @@ class Sender:
 
     def _reported(self, error: KafkaError | None, message: Message) -> None:
         # A fatal error leaves an exception behind, under which callbacks are called all the same: whatever is called
-        # from here would seem to have raised it.
-        if self._refused is None and error is not None:
-            self._refused = error, message
+        # from here would seem to have raised it. So nothing is: the last one has hold of those before it.
+        if error is not None:
+            self._refused = error, message, self._refused
 
     def serve(self, seconds: float = 0.0) -> None:
         """Let reports of refused messages come in."""
@@ -181,8 +198,9 @@ class Sender:
         """The client has given up for good: what comes behind a message that was refused must not be stored."""
         cause = error if isinstance(error, KafkaException) else error.__cause__
         self._gave_up = cause.args[0].str() if isinstance(cause, KafkaException) else str(error)
+        # All of them: that of the message at fault may come behind those of messages that were dropped because of it.
         deadline = time.monotonic() + REPORT_SECONDS
-        while self._refused is None and time.monotonic() < deadline:
+        while len(self.producer) and time.monotonic() < deadline:
             try:
                 self.producer.poll(ROOM_SECONDS)
             except (KafkaException, SystemError):
@@ -200,7 +218,7 @@ class Sender:
             if self._gave_up is not None:
                 raise Retryable(f"the client gave up: {self._gave_up}")
             return None
-        error, message = self._refused
+        error, message = _first(self._refused)
         topic = message.topic()
         if error.code() in UNKNOWN_TOPIC:
             self._topics.look_again()
