@@ -70,7 +70,7 @@ class Consumers:
             process.terminate()
             code = process.ended()
             assert code == 0, f"exit code {code}\n{self.words()}"
-            assert not self.member(process), "a clean end leaves the group"
+            self._has_left(process)
             self.happened["left"] += 1
 
     def kill(self) -> None:
@@ -95,6 +95,9 @@ class Consumers:
         """Return the names under which a process is in the group."""
         found = rows(self.database, "select member from log_member where member like ?", f"%-{process.pid}-%")
         return [name for (name,) in found]
+
+    def _has_left(self, process: Process) -> None:
+        assert not self.member(process), "a clean end leaves the group"
 
     def _is_member(self, process: Process) -> None:
         wait_until(lambda: bool(self.member(process)), f"it is in the group\n{self.words()}")

@@ -14,7 +14,7 @@ from consumers import Consumers
 from kafka_topics import SECONDS, Topics
 from processes import ROOT, Process
 
-from tests.databases import rows
+from tests.databases import rows, wait_until
 
 SESSION_SECONDS = 6.0
 """How long a member may be silent: the least that brokers take."""
@@ -72,6 +72,10 @@ class KafkaConsumers(Consumers):
 
     def _start_some(self) -> Process:
         return super()._start_some() if self._inbox == "inbox" else self.start()
+
+    def _has_left(self, process: Process) -> None:
+        """Wait for it: while the group divides its partitions, brokers hear of a member's leave only behind that."""
+        wait_until(lambda: not self.member(process), f"it has left, or is called gone\n{self.words()}")
 
     def members(self) -> list[MemberDescription]:
         """Return who is in the group, as the broker says; nobody, when it does not answer."""
