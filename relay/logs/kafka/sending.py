@@ -12,7 +12,7 @@ from outbox.message import Entry
 from relay.logs.contract import Failure, ProducerIdentity
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.client import Faults, made
-from relay.logs.kafka.errors import UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
+from relay.logs.kafka.errors import DROPPED, UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
 from relay.logs.kafka.partitioner import DEFAULT, partitioner_of
 from relay.logs.kafka.priming import Priming
 from relay.logs.kafka.topics import Topics
@@ -158,8 +158,12 @@ class Sender:
     def _reported(self, error: KafkaError | None, message: Message) -> None:
         # A fatal error leaves an exception behind, under which callbacks are called all the same: whatever is called
         # from here would seem to have raised it.
-        if self._refused is None and error is not None:
+        if error is not None and not self._is_known():
             self._refused = error, message
+
+    def _is_known(self) -> bool:
+        """Return whether it is known why the client takes no more. What it drops then may be reported first."""
+        return self._refused is not None and self._refused[0].code() not in DROPPED
 
     def serve(self, seconds: float = 0.0) -> None:
         """Let reports of refused messages come in."""
@@ -175,14 +179,14 @@ class Sender:
         except (KafkaException, SystemError) as error:
             self._give_up(error)
             return True
-        return left == 0 or self._refused is not None
+        return left == 0 or self._is_known()
 
     def _give_up(self, error: BaseException) -> None:
         """The client has given up for good: what comes behind a message that was refused must not be stored."""
         cause = error if isinstance(error, KafkaException) else error.__cause__
         self._gave_up = cause.args[0].str() if isinstance(cause, KafkaException) else str(error)
         deadline = time.monotonic() + REPORT_SECONDS
-        while self._refused is None and time.monotonic() < deadline:
+        while not self._is_known() and time.monotonic() < deadline:
             try:
                 self.producer.poll(ROOM_SECONDS)
             except (KafkaException, SystemError):
@@ -194,12 +198,12 @@ class Sender:
         Others of its batch may be the reason; only one that was sent alone is at fault itself.
 
         Raises:
-            Retryable: the client gave up, and did not say because of which message.
+            TimedOut: the client gave up, and did not say because of which message: fewer at a time will show.
         """
-        if self._refused is None:
-            if self._gave_up is not None:
-                raise Retryable(f"the client gave up: {self._gave_up}")
+        if self._refused is None and self._gave_up is None:
             return None
+        if self._refused is None or not self._is_known():
+            raise TimedOut(f"the client gave up: {self._gave_up}")
         error, message = self._refused
         topic = message.topic()
         if error.code() in UNKNOWN_TOPIC:
