@@ -3,6 +3,7 @@
 import time
 from contextlib import suppress
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from checker import Report, check_elsewhere
 from kafka_topics import Topics
@@ -72,7 +73,10 @@ class KafkaRoad(Road):
 
     def ended(self, relay: Process) -> int:
         """Wait until a relay ends by itself; return its exit code."""
-        code = relay.ended()
+        try:
+            code = relay.ended()
+        except TimeoutExpired:
+            raise AssertionError(f"the relay does not end\n{self.words()}") from None
         self.relays.remove(relay)
         self.killed += code == -9
         return code

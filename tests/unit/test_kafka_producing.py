@@ -3,19 +3,22 @@
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
 
-from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable, Unreachable
+from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable, TimedOut, Unreachable
 from outbox.message import Entry, Epoch, Message, Position
 from relay.logs import ProducerIdentity
 from relay.logs.cloudevents import resolved, wire_headers
+from relay.logs.kafka.address import Address
 from relay.logs.kafka.errors import is_permanent, ours
 from relay.logs.kafka.partitioner import murmur2, partitioner_of
 from relay.logs.kafka.priming import Priming
-from relay.logs.kafka.sending import _first
+from relay.logs.kafka.sending import Sender, _first
+from relay.logs.kafka.topics import BATCH_BYTES
 from relay.logs.kafka.wire import fault, header_writer, size_of
 from relay.logs.rows import Rows, entry_of, rows_of
 
@@ -131,6 +134,25 @@ def test_topics_are_primed_one_by_one_and_anew_when_the_brokers_may_have_forgott
     monkeypatch.setattr("relay.logs.kafka.priming.AGAIN_SECONDS", -1.0)
     primed.priming.begin()
     assert primed.place(0) == 0
+
+
+def test_what_a_client_drops_when_it_gives_up_is_not_the_reason_even_if_it_is_told_first():
+    """INVARIANT I7, I8: a relay that took it for the reason would send the same chunk again, for ever."""
+    topics: Any = SimpleNamespace(look_again=lambda: None, batch_bytes=BATCH_BYTES, partitions=lambda _: 1)
+    sender = Sender(Address("127.0.0.1:1", {}), topics, IDENTITY, {})
+    chunk = [Entry(Position(12), MESSAGE)]
+    assert sender.refusal(chunk) is None
+    sender.producer.produce("orders", b"{}", on_delivery=sender._report)
+    sender.producer.purge()
+    assert sender.flush(1.0)
+    with pytest.raises(TimedOut):
+        sender.refusal(chunk)
+    refused: Any = SimpleNamespace(topic=lambda: "orders")
+    sender._report(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), refused)
+    sender._report(KafkaError(KafkaError._PURGE_QUEUE), refused)
+    failure = sender.refusal(chunk)
+    assert failure is not None and failure.permanent
+    sender.close()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from outbox.message import Entry
 from relay.logs.contract import Failure, ProducerIdentity
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.client import Faults, made
-from relay.logs.kafka.errors import UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
+from relay.logs.kafka.errors import DROPPED, UNKNOWN_TOPIC, is_permanent, ours, remedy_of, words_of
 from relay.logs.kafka.partitioner import DEFAULT, partitioner_of
 from relay.logs.kafka.priming import Priming
 from relay.logs.kafka.topics import Topics
@@ -212,13 +212,13 @@ class Sender:
         Others of its batch may be the reason; only one that was sent alone is at fault itself.
 
         Raises:
-            Retryable: the client gave up, and did not say because of which message.
+            TimedOut: the client gave up, and did not say because of which message: fewer at a time will show.
         """
-        if self._refused is None:
-            if self._gave_up is not None:
-                raise Retryable(f"the client gave up: {self._gave_up}")
+        if self._refused is None and self._gave_up is None:
             return None
-        error, message = _first(self._refused)
+        error, message = (None, None) if self._refused is None else _first(self._refused)
+        if error is None or message is None or error.code() in DROPPED:
+            raise TimedOut(f"the client gave up: {self._gave_up}")
         topic = message.topic()
         if error.code() in UNKNOWN_TOPIC:
             self._topics.look_again()
