@@ -48,15 +48,18 @@ class KafkaRoad(Road):
         self.topics = topics
         self.delivery = delivery
         self._follower = topics.follow()
+        self._writers: list[Writers] = []
 
     def writers(self, seconds: float, **more: int) -> Writers:
         """Return writers that write to our topics: four, with pauses; the relays are to have room to run."""
-        return Writers(
+        writers = Writers(
             self.database,
             seconds=seconds,
             suffix=self.topics.suffix,
             **{"seed": 1, "writers": 4, "pause_seconds": 0.05, **more},
         )
+        self._writers.append(writers)
+        return writers
 
     def start_relay(self, failpoint: str = "", *, delivery: str = "", log: str = "", once: bool = False) -> Process:
         relay = start_relay(
@@ -157,6 +160,10 @@ class KafkaRoad(Road):
     def close(self) -> None:
         """End everything, and delete the topics."""
         self.end()
+        for writers in self._writers:
+            if writers.is_writing():  # the test has failed, and says why itself
+                with suppress(Exception):
+                    writers.stop()
         self._follower.close()
         self.topics.delete()
 

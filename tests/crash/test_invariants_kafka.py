@@ -106,7 +106,7 @@ def test_a_relay_killed_at_each_moment_loses_at_most(roads: Roads, point: Failpo
 
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 @pytest.mark.parametrize("delivery", LEAST_KILLS)
-def test_relays_killed_all_the_while(roads: Roads, delivery: str, record_property: Callable[[str, object], None]):
+def test_relays_killed_all_the_while(roads: Roads, delivery: str, request: pytest.FixtureRequest):
     """INVARIANT I1, I2, I3, I5: relays die under load, at failpoints and whenever it may be, and others take over.
 
     Exactly once everything is read once. At least once the same run has to show repeats, or it could not show that
@@ -123,7 +123,7 @@ def test_relays_killed_all_the_while(roads: Roads, delivery: str, record_propert
         road.start_relay()
         writers.stop()
         report = road.report()
-    record_property("run", f"{road.killed} kills, {report}")
+    request.node.user_properties.append(("run", f"{road.killed} kills, {report}"))
     assert watch.regressed == []
     assert report.committed > 1_000
     assert only_repeats(report), f"{report}\n{road.words()}"
