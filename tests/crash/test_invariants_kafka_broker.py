@@ -223,31 +223,6 @@ def test_what_a_stopped_relay_had_sent_arrives_after_its_successors(
     assert bool(report.doubled) == (delivery == "at-least-once"), f"{report}\n{road.words()}"
 
 
-def test_a_stale_relay_that_fences_the_holder_late_is_put_up_with(roads: Roads, broker: ProxiedBroker):
-    """INVARIANT I6, I8: a relay that has lost its lease opens its producer late: the holder is fenced, in vain.
-
-    The holder sees that the lease is its own and opens its producer anew. One that stood by instead would leave the
-    outbox with nobody; one that went on without asking for the number would double.
-    """
-    road = roads("exactly-once", lease=3.0)
-    proxy = broker.proxy
-    writers = road.writers(120, seed=SEED + 4).start()
-    proxy.hold(Request.INIT_PRODUCER_ID)
-    stale = road.start_relay()
-    wait_until(lambda: not proxy.is_set(), f"no producer was opened\n{road.words()}")
-    stale.stop()
-    holder = road.start_relay(log=broker.url)
-    road.moves_on()
-    proxy.let_go()
-    wait_until(lambda: "opened anew" in road.all_words(), f"the holder is not fenced\n{road.words()}")
-    road.moves_on()
-    stale.resume()
-    road.moves_on()
-    assert holder.is_running() and stale.is_running(), road.words()
-    writers.stop()
-    nothing_wrong(road)
-
-
 @pytest.mark.timeout(CHAOS_SECONDS + 300)
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_all_faults_at_random(roads: Roads, broker: ProxiedBroker, delivery: str):
