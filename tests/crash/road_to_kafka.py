@@ -119,6 +119,16 @@ class KafkaRoad(Road):
             self.killed += 1
             self.start_doomed_relay()
 
+    def goes_on(self) -> None:
+        """Wait until the relays have moved something more, however many of them come to their end before."""
+        before = self.records()
+
+        def has_moved() -> bool:
+            self.revive()
+            return self.records() > before
+
+        wait_until(has_moved, f"nothing came behind {before} records\n{self.words()}")
+
     def all_words(self) -> str:
         """Return all that the relays have said."""
         return (self._folder / "relays.txt").read_text(errors="replace")
@@ -161,9 +171,8 @@ class KafkaRoad(Road):
         """End everything, and delete the topics."""
         self.end()
         for writers in self._writers:
-            if writers.is_writing():  # the test has failed, and says why itself
-                with suppress(Exception):
-                    writers.stop()
+            with suppress(Exception):  # if it has not stopped them, the test has failed, and says why itself
+                writers.stop()
         self._follower.close()
         self.topics.delete()
 

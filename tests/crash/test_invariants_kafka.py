@@ -1,6 +1,7 @@
 """I1 to I3, I5, I6 and I8 on a real Kafka, under each delivery, with relays killed and stopped.
 
-Every run is bounded; OUTBOX_TEST_CHAOS_SECONDS makes the one with random kills longer (some 30 kills a minute).
+Every run is bounded; OUTBOX_TEST_CHAOS_SECONDS or OUTBOX_TEST_CHAOS_KILLS makes the one with random kills longer, with
+15 to 30 kills a minute.
 """
 
 import json
@@ -22,7 +23,9 @@ from tests.databases import wait_until
 
 CHAOS_SECONDS = float(os.environ.get("OUTBOX_TEST_CHAOS_SECONDS", "0"))
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
-LEAST_KILLS = {"exactly-once": 25, "at-least-once": 10}
+CHAOS_KILLS = int(os.environ.get("OUTBOX_TEST_CHAOS_KILLS", "0"))
+LEAST_KILLS = {"exactly-once": max(CHAOS_KILLS, 25), "at-least-once": max(CHAOS_KILLS, 10)}
+LONGEST_SECONDS = 300 + max(CHAOS_SECONDS, 10 * CHAOS_KILLS)
 
 Roads = Callable[[str], KafkaRoad]
 
@@ -104,7 +107,7 @@ def test_a_relay_killed_at_each_moment_loses_at_most(roads: Roads, point: Failpo
     assert not report.lost or point is not Failpoint.TAKEN
 
 
-@pytest.mark.timeout(CHAOS_SECONDS + 300)
+@pytest.mark.timeout(LONGEST_SECONDS)
 @pytest.mark.parametrize("delivery", LEAST_KILLS)
 def test_relays_killed_all_the_while(roads: Roads, delivery: str, request: pytest.FixtureRequest):
     """INVARIANT I1, I2, I3, I5: relays die under load, at failpoints and whenever it may be, and others take over.
@@ -115,7 +118,7 @@ def test_relays_killed_all_the_while(roads: Roads, delivery: str, request: pytes
     road = roads(delivery)
     road.start_doomed_relay()
     road.start_doomed_relay()
-    writers = road.writers(CHAOS_SECONDS + 200, seed=SEED + 1).start()
+    writers = road.writers(LONGEST_SECONDS, seed=SEED + 1).start()
     until = time.monotonic() + CHAOS_SECONDS
     with Watch(road) as watch:
         while time.monotonic() < until or road.killed < LEAST_KILLS[delivery]:

@@ -259,10 +259,6 @@ def test_all_faults_at_random(roads: Roads, broker: ProxiedBroker, delivery: str
         time_passes(2.5)
         proxy.let_go()
 
-    def go_on() -> None:
-        road.revive()
-        road.moves_on()
-
     faults = (
         road.kill_any,
         road.kill_any,
@@ -276,7 +272,7 @@ def test_all_faults_at_random(roads: Roads, broker: ProxiedBroker, delivery: str
         cut_at_a_request,
         cut_at_a_request,
         proxy.cut,
-        go_on,
+        road.goes_on,
     )
     with Watch(road) as watch:
         under_faults(road.writers(CHAOS_SECONDS + 60, seed=SEED + 5), CHAOS_SECONDS, *faults, least=6)
