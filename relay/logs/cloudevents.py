@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC
+from functools import lru_cache
 from uuid import UUID, uuid5
 
 from outbox.message import Epoch, Message, Offset
@@ -18,6 +19,7 @@ _RESERVED = re.compile(r"(ce_|cloudevents[:_])|(content-type|traceparent)\Z", re
 _CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
+@lru_cache(4_096)  # asked for each header of each message, and a producer's are mostly the same
 def is_reserved(header: str) -> bool:
     """Return whether a header's name is ours to set: CloudEvents' own, `content-type`, `traceparent`; in any case."""
     return _RESERVED.match(header) is not None
