@@ -4,7 +4,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from databases import install, rows, wait_until, write
 from kafka_plain import Broker
 from sqlalchemy import make_url
@@ -258,6 +258,32 @@ def test_a_chunk_that_takes_too_long_is_given_up_and_halved(road: Road, monkeypa
     assert sizes[:3] == [8, 4, 2]
     assert road.is_whole()
     standing.leave()
+
+
+def test_a_transaction_that_cannot_even_begin_is_begun_by_another_producer(road: Road):
+    """INVARIANT I8: an error of the client's that is not foreseen there must not end the relay."""
+    road.write(3)
+    standing = road.standing()
+    standing.mover._producer._producer = CannotBegin(standing.mover._producer._producer)
+    with pytest.raises(Retryable, match="beginning a transaction: not in this state"):
+        while True:
+            standing.mover.step()
+    standing.leave()
+    road.drain()
+    assert road.is_whole()
+
+
+class CannotBegin:
+    """A client in a state in which its transaction wants to be aborted before it has begun."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def begin_transaction(self) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE, "not in this state", txn_requires_abort=True))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 def test_the_delivery_may_change_between_runs(road: Road, monkeypatch: pytest.MonkeyPatch):

@@ -52,7 +52,7 @@ _PASSING = frozenset(
 Result = TypeVar("Result")
 
 
-class _Abortable(Exception):
+class _Abortable(Retryable):
     """The transaction cannot be committed any more; the producer is good when it was aborted."""
 
 
