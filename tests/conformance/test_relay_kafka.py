@@ -148,7 +148,7 @@ def test_a_message_too_large_is_named_and_nothing_passes_it(
         assert len(after) == 400
 
 
-@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("delivery", [*DELIVERIES, "at-most-once"])
 def test_batches_are_no_larger_than_a_topic_takes(served: str, broker: Broker, delivery: str):
     topic = broker.topic(partitions=1, max_message_bytes="6000")
     rows(

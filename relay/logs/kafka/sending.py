@@ -69,12 +69,11 @@ class Sender:
     def __init__(
         self, address: Address, topics: Topics, identity: ProducerIdentity, settings: dict[str, object]
     ) -> None:
+        self._address = address
         self._topics = topics
         topics.look_again()
-        self._batch_bytes = None if "batch.size" in address.settings else topics.batch_bytes
         wanted = {name: value for name, value in SETTINGS.items() if name not in address.settings}
-        if self._batch_bytes is not None:
-            wanted["batch.size"] = str(self._batch_bytes)
+        self._settings = {**wanted, **settings, "delivery.report.only.error": True}
         # A batch counts as it is sent: what is too large before it is compressed may fit.
         codecs = {address.settings.get(name, "none") for name in ("compression.type", "compression.codec")}
         self._weighs = codecs == {"none"}
@@ -84,11 +83,17 @@ class Sender:
         self._report = self._reported
         self._refused: _Refusal | None = None
         self._gave_up: str | None = None
-        partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
-        primes = identity.delivery == "at-least-once"
-        self._priming = Priming(partitioner, topics.partitions, self._confirm) if primes else None
-        settings = {**wanted, **settings, "delivery.report.only.error": True}
-        self.producer: Producer = made(Producer, address, Faults(), settings)
+        self._partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
+        self._primes = identity.delivery == "at-least-once"
+        self._make()
+
+    def _make(self) -> None:
+        """Make librdkafka's producer, for batches as large as every topic known so far takes."""
+        self._batch_bytes = self._topics.batch_bytes
+        # What the user says of it counts.
+        batches = {} if "batch.size" in self._address.settings else {"batch.size": str(self._batch_bytes)}
+        self.producer: Producer = made(Producer, self._address, Faults(), {**self._settings, **batches})
+        self._priming = Priming(self._partitioner, self._topics.partitions, self._confirm) if self._primes else None
 
     def begin(self) -> None:
         """Forget what was refused: it is gone, with the transaction that it was in."""
@@ -125,9 +130,11 @@ class Sender:
     def _bounds(self, topics: Collection[str]) -> dict[str, int | None]:
         """Return how large a batch of each topic may be; of those that exist."""
         missing = self._topics.missing(topics)
-        if self._batch_bytes is not None and self._topics.batch_bytes < self._batch_bytes:
-            most = self._topics.batch_bytes
-            raise Retryable(f"a topic takes batches of {most} bytes at most: beginning again with such ones")
+        if self._topics.batch_bytes < self._batch_bytes:
+            if "transactional.id" in self._settings or len(self.producer):
+                most = self._topics.batch_bytes
+                raise Retryable(f"a topic takes batches of {most} bytes at most: beginning again with such ones")
+            self._make()
         return {topic: self._topics.limit(topic) for topic in topics if topic not in missing}
 
     def _hand_over(self, row: Row, bounds: dict[str, int | None], weighed: int | None) -> str | None:
