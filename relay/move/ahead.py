@@ -61,8 +61,13 @@ class AheadMover(ABC):
         """Hand the chunk to the log, or decide to take less."""
 
     @abstractmethod
-    def _settle(self) -> int | None:
+    def _settled(self, chunk: Formed[Any]) -> int | None:
         """Wait until the log has what was sent; return how many entries, None when it has to be formed anew."""
+
+    def _settle(self) -> int | None:
+        """Wait for what is on its way, if anything is; see `_settled`."""
+        chunk, self._sent = self._sent, None
+        return 0 if chunk is None else self._settled(chunk)
 
     @abstractmethod
     def renew(self) -> None:
@@ -81,6 +86,13 @@ class AheadMover(ABC):
         """Wait for what is on its way, and save how far the checkpoint has come."""
         self._settle()
         self._save()
+
+    def _form_anew(self, answer: Failure | TimedOut, entries: int) -> None:
+        """Take less, since the log has not taken so many entries."""
+        if isinstance(answer, TimedOut):
+            self._take_less(answer)
+        else:
+            self._refused(answer, entries)
 
     def _take_less(self, error: TimedOut) -> None:
         if self._limits.entries == 1:

@@ -9,7 +9,7 @@ from outbox.errors import MessageAtFault, Retryable, TimedOut, Unreachable
 from outbox.journal import Held, Lease, boot_seconds
 from outbox.message import Epoch
 from relay.logs.builtin import BuiltinLog
-from relay.logs.contract import Failure, Log, Producer, ProducerIdentity, Settlement
+from relay.logs.contract import Failure, Log, Producer, ProducerIdentity
 from relay.reader.contract import MOST_ENTRIES, MOST_ENTRIES_PRODUCED, Limits
 
 
@@ -106,8 +106,8 @@ def limits_of(work: Work) -> Limits:
     return Limits(most, most=most)
 
 
-def answered(producer: Producer, lease: Lease, renew: Callable[[], None]) -> Settlement | TimedOut:
-    """Wait for what the log says of the oldest chunk that is on its way, holding the lease meanwhile.
+def answered(producer: Producer, lease: Lease, renew: Callable[[], None]) -> Failure | TimedOut | None:
+    """Wait for what the log says of the oldest chunk that is on its way, holding the lease meanwhile; None: it has it.
 
     Raises:
         Unreachable: it has not said anything for two leases.
@@ -123,7 +123,7 @@ def answered(producer: Producer, lease: Lease, renew: Callable[[], None]) -> Set
         except TimedOut as error:
             return error
         if settlement is not None:
-            return settlement
+            return settlement.failure
         if boot_seconds() > until:
             raise Unreachable(f"the log has not answered for {2 * seconds:g} s")
         renew()

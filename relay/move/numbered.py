@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable, TimedOut
+from outbox.errors import ConfigurationError, Fenced, Permanent, Retryable
 from outbox.journal import Lease
 from relay.checkpoint import Checkpoint, Numbered
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import Failure, NumberedProducer
+from relay.logs.contract import NumberedProducer
 from relay.move.ahead import AheadMover
 from relay.move.chunks import Chunks, Formed
 from relay.move.contract import Moved, Work, answered
@@ -70,12 +70,8 @@ class NumberedMover(AheadMover):
         self._sent = chunk
         failpoint(Failpoint.SENT)
 
-    def _settle(self) -> int | None:
-        """Wait until the log has what was sent; return how many entries, None when it has answered that it has not."""
-        chunk, self._sent = self._sent, None
-        if chunk is None:
-            return 0
-        answer = self._answer()
+    def _settled(self, chunk: Formed[Any]) -> int | None:
+        answer = answered(self._producer, self._lease, self.renew)
         if answer is None:
             failpoint(Failpoint.PRODUCED)
             self._done(chunk.after)
@@ -84,16 +80,8 @@ class NumberedMover(AheadMover):
         # The log does not have the chunk, for certain: it may be formed in another way.
         self._state = replace(self._state, open=None)
         self._saved = False
-        if isinstance(answer, TimedOut):
-            self._take_less(answer)
-        else:
-            self._refused(answer, chunk.bounds.entries)
+        self._form_anew(answer, chunk.bounds.entries)
         return None
-
-    def _answer(self) -> Failure | TimedOut | None:
-        """Wait for the log, holding the lease meanwhile; None: it has the chunk. Doubt is an error."""
-        answer = answered(self._producer, self._lease, self.renew)
-        return answer if isinstance(answer, TimedOut) else answer.failure
 
     def _done(self, after: Checkpoint) -> None:
         """The log has the open chunk. The next step says so: that of the next chunk, or one of its own when idle."""

@@ -1,13 +1,15 @@
 """Moving chunks by producing them to a log elsewhere: read, produce, acknowledgement, step."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from outbox.errors import Fenced, TimedOut
+from outbox.errors import Fenced, OutboxError, TimedOut
 from outbox.journal import Lease, boot_seconds
 from relay.checkpoint import Checkpoint
 from relay.failpoints import Failpoint, failpoint
-from relay.logs.contract import Producer
+from relay.logs.contract import Failure, Producer
 from relay.move.ahead import AheadMover
 from relay.move.chunks import Chunks, Formed
 from relay.move.contract import Work, answered
@@ -50,25 +52,15 @@ class ProducingMover(AheadMover):
         try:
             self._producer.produce(self._number, chunk.content)
         except TimedOut as error:
-            self._anew()
-            self._take_less(error)
+            self._again(error, chunk)
             return
         self._sent = chunk
         failpoint(Failpoint.SENT)
 
-    def _settle(self) -> int | None:
-        chunk, self._sent = self._sent, None
-        if chunk is None:
-            return 0
+    def _settled(self, chunk: Formed[Any]) -> int | None:
         answer = answered(self._producer, self._lease, self.renew)
-        if isinstance(answer, TimedOut):
-            self._anew()
-            self._take_less(answer)
-            return None
-        if answer.failure is not None:
-            # A producer that lets nothing pass what failed takes nothing more.
-            self._anew()
-            self._refused(answer.failure, chunk.bounds.entries)
+        if answer is not None:
+            self._again(answer, chunk)
             return None
         failpoint(Failpoint.PRODUCED)
         self._done, self._saved = chunk.after, False
@@ -76,6 +68,11 @@ class ProducingMover(AheadMover):
         if boot_seconds() - self._stepped >= STEP_SECONDS:
             self._save()
         return chunk.bounds.entries
+
+    def _again(self, answer: Failure | TimedOut, chunk: Formed[Any]) -> None:
+        """Send it again, in smaller parts. A producer that lets nothing pass what failed takes nothing more."""
+        self._anew()
+        self._form_anew(answer, chunk.bounds.entries)
 
     def _anew(self) -> None:
         self._producer.close()
@@ -101,18 +98,31 @@ class OnceAtMostMover(ProducingMover):
         self._done = chunk.after
         self.renew()
         failpoint(Failpoint.ADVANCED)
-        super()._send(chunk.after, chunk)
+        with self._said_if_lost(chunk):
+            super()._send(chunk.after, chunk)
 
-    def _settle(self) -> int | None:
-        chunk, self._sent = self._sent, None
-        if chunk is None:
-            return 0
-        answer = answered(self._producer, self._lease, self.renew)
+    def _settled(self, chunk: Formed[Any]) -> int | None:
+        with self._said_if_lost(chunk):
+            answer = answered(self._producer, self._lease, self.renew)
         failpoint(Failpoint.PRODUCED)
-        why = str(answer) if isinstance(answer, TimedOut) else answer.failure and answer.failure.reason
-        if why:
-            logger.warning(
-                "of %d messages up to position %d some may be lost: %s", chunk.bounds.entries, chunk.bounds.last, why
-            )
-            self._anew()
+        if answer is not None:
+            self._again(answer, chunk)
         return chunk.bounds.entries
+
+    def _again(self, answer: Failure | TimedOut, chunk: Formed[Any]) -> None:
+        """Go on behind it."""
+        _say_lost(chunk, str(answer) if isinstance(answer, TimedOut) else answer.reason)
+        self._anew()
+
+    @contextmanager
+    def _said_if_lost(self, chunk: Formed[Any]) -> Iterator[None]:
+        try:
+            yield
+        except OutboxError as error:
+            _say_lost(chunk, str(error))
+            raise
+
+
+def _say_lost(chunk: Formed[Any], why: str) -> None:
+    bounds = chunk.bounds
+    logger.warning("of %d messages up to position %d some may be lost: %s", bounds.entries, bounds.last, why)

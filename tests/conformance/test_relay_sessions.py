@@ -190,7 +190,7 @@ def test_a_step_that_is_lost_after_the_log_has_the_chunk_makes_a_repeat_and_no_g
 
 
 def test_at_most_once_saves_its_step_before_it_produces_so_a_crash_between_repeats_nothing(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     standing = Standing(url, "at-most-once")
     write(url, "orders", "lost, as was asked for")
@@ -206,6 +206,7 @@ def test_at_most_once_saves_its_step_before_it_produces_so_a_crash_between_repea
     write(url, "orders", "sent")
     drain(url, standing.log_url, name="t", delivery="at-most-once")
     assert standing.read() == [b"sent"]
+    assert "of 1 messages up to position 1 some may be lost: the log went away" in caplog.text
 
 
 class Everything(Listener):
