@@ -32,11 +32,13 @@ class ForgetContract:
         road.put(numbered(3))
         for group in ("g", "other"):
             member = Member(log, "orders", group=group).read(3)
-            member.consumer.commit({batch.partition: batch.end for batch in member.batches})
+            # Whether the last batch ends behind a transaction's marker depends on when it was read.
+            ends = {batch.partition: batch.end for batch in member.batches}
+            member.consumer.commit(ends)
             member.consumer.close()
         assert log.forget("g") is True
         assert log.committed("g") == {}
-        assert sum(log.committed("other").values()) == 3
+        assert log.committed("other") == ends
         assert log.forget("g") is False
 
     def test_a_group_that_was_never_there_is_unknown(self, log: Log):
