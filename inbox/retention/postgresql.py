@@ -1,11 +1,13 @@
 """A group's ids on PostgreSQL, walked by blocks of the table (TID range scans)."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import URL
 
 from inbox.retention.ids import Looked
+from outbox.errors import OutboxError
 from outbox.process.postgresql import connect, execute, translated
 from outbox.tables.names import Place
 
@@ -64,7 +66,9 @@ class PostgresqlIds:
         return Looked(row["deleted"], row["newest"])
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and let others prune: the server notices its end a moment later."""
+        with suppress(OutboxError):
+            self._row("select pg_advisory_unlock_all()")
         self._connection.close()
 
     def _row(self, statement: str, **parameters: object) -> dict[str, Any]:
