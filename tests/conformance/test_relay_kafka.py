@@ -11,6 +11,7 @@ from kafka_server import KafkaServer
 
 from outbox.errors import ConfigurationError, MessageAtFault, Permanent, Unreachable
 from relay import Relay
+from relay.logs.kafka import topics
 from relay.status import status
 
 DELIVERIES = ["at-least-once", "exactly-once"]
@@ -187,8 +188,9 @@ def test_what_the_brokers_cannot_take_now_is_waited_out_and_is_nobodys_fault(
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
 def test_a_topic_that_is_missing_is_made_where_that_is_asked(
-    served: str, tmp_path: Path, kafka_programs: Path, delivery: str
+    served: str, tmp_path: Path, kafka_programs: Path, delivery: str, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(topics, "APPEAR_SECONDS", 0.5)
     server = KafkaServer(tmp_path, programs=kafka_programs, settings=WITHOUT_AUTO_CREATION)
     server.start()
     try:

@@ -17,7 +17,7 @@ from relay.logs.kafka.address import Address
 from relay.logs.kafka.errors import is_permanent, ours
 from relay.logs.kafka.partitioner import murmur2, partitioner_of
 from relay.logs.kafka.priming import Priming
-from relay.logs.kafka.sending import Sender, _first
+from relay.logs.kafka.sending import FLUSH_SECONDS, Sender, _first
 from relay.logs.kafka.topics import BATCH_BYTES
 from relay.logs.kafka.wire import fault, header_writer, size_of
 from relay.logs.rows import Rows, entry_of, rows_of
@@ -153,6 +153,24 @@ def test_what_a_client_drops_when_it_gives_up_is_not_the_reason_even_if_it_is_to
     failure = sender.refusal(chunk)
     assert failure is not None and failure.permanent
     sender.close()
+
+
+def test_a_refusal_is_heard_though_others_of_the_transaction_still_wait():
+    """They wait for as long as a chunk may take: to find the message at fault among 10,000 would take 13 times that."""
+    topics: Any = SimpleNamespace(look_again=lambda: None, batch_bytes=BATCH_BYTES, partitions=lambda _: 1)
+    sender = Sender(Address("127.0.0.1:1", {}), topics, IDENTITY, {})
+    waits: list[float] = []
+
+    def flush(seconds: float) -> int:
+        waits.append(seconds)
+        if len(waits) == 2:
+            sender._report(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), None)
+        return 9_999
+
+    sender.producer.close()
+    sender.producer = SimpleNamespace(flush=flush)  # type: ignore[assignment]
+    assert sender.flush(3_600.0)
+    assert len(waits) == 2 and max(waits) <= FLUSH_SECONDS
 
 
 @pytest.mark.parametrize(

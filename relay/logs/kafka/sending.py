@@ -24,6 +24,7 @@ MESSAGE_BYTES = 100_000_000
 NEARLY_BYTES = 20_000
 """So far below a topic's bound, a message is weighed with its headers."""
 ROOM_SECONDS = 0.05
+FLUSH_SECONDS = 0.1
 REPORT_SECONDS = 1.0
 TIDYING_BYTES = 4_096
 SETTINGS: dict[str, object] = {
@@ -193,13 +194,21 @@ class Sender:
             self._give_up(error)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all that was handed over is taken or refused; return whether that is so."""
-        try:
-            left = self.producer.flush(seconds)
-        except (KafkaException, SystemError) as error:
-            self._give_up(error)
-            return True
-        return left == 0 or self._refused is not None
+        """Wait until all that was handed over is taken or one of it is refused; return whether that is so."""
+        deadline = time.monotonic() + seconds
+        while self._refused is None:
+            remaining = deadline - time.monotonic()
+            try:
+                # In slices: behind a message that was refused others may wait for as long as the transaction lasts.
+                left = self.producer.flush(max(0.0, min(remaining, FLUSH_SECONDS)))
+            except (KafkaException, SystemError) as error:
+                self._give_up(error)
+                return True
+            if left == 0:
+                return True
+            if remaining <= 0:
+                return False
+        return True
 
     def _give_up(self, error: BaseException) -> None:
         """The client has given up for good: what comes behind a message that was refused must not be stored."""
