@@ -7,16 +7,20 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 from kafka_road import KafkaRoad, until
 from kafka_server import KafkaServer
 from log_contract import OPENED, PARTITIONS, WAIT_SECONDS, Member, numbered, numbers
 from log_contract_groups import shared
 from log_contract_tail import following, tail
 
-from outbox.errors import Unreachable
+from outbox.errors import ConfigurationError, Retryable, Unreachable
 from relay.logs.contract import Partition
+from relay.logs.kafka.membership import Membership
 
 
 @pytest.fixture
@@ -51,6 +55,41 @@ def test_a_member_that_was_too_slow_is_told_and_joins_again(road: KafkaRoad):
     slow.until(lambda: told() == had, "it is told")
     shared(slow, other)
     assert len(slow.consumer.assignment() or ()) == PARTITIONS // 2
+
+
+def test_a_static_member_whose_place_is_taken_says_so_and_leaves_it(road: KafkaRoad):
+    """Two processes were given one `group.instance.id`. Joining again, they would take the place from each other."""
+    road.put(numbered(40, key=None))
+    static = f"?group.instance.id={road.prefix}one"
+    first = Member(road.open(static), "orders").read(40)
+    second = Member(road.open(static), "orders")
+
+    def is_told() -> bool:
+        second.poll(0.1)
+        first.poll(0.1)
+        return False
+
+    with pytest.raises(ConfigurationError, match=r"another member has our group\.instance\.id .*one of its own"):
+        until(is_told, "it is told")
+    assert first.consumer.assignment() is None
+    assert {one for gone in first.told.revocations for one in gone} == {batch.partition for batch in first.batches}
+    second.read(40).joined()
+
+
+def test_a_client_that_has_given_up_is_replaced(road: KafkaRoad, monkeypatch: pytest.MonkeyPatch):
+    """INVARIANT I8: such a client goes on answering, with nothing, for ever."""
+    road.put(numbered(40, key=None))
+    member = Member(road.open(), "orders").read(40)
+    dead: Any = SimpleNamespace(
+        topic=lambda: None, partition=lambda: None, error=lambda: KafkaError(KafkaError._FATAL, "no more")
+    )
+    with monkeypatch.context() as patched, pytest.raises(Retryable, match="no more; it is joined again"):
+        patched.setattr(Membership, "fetch", lambda *_, **__: [dead])
+        member.poll(WAIT_SECONDS)
+    assert member.consumer.assignment() is None
+    member.batches.clear()
+    assert sorted(numbers(member.read(40).records())) == list(range(40))
+    member.joined()
 
 
 MEMBER = """

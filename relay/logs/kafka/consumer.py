@@ -27,7 +27,7 @@ from relay.logs.kafka.membership import DEFAULTS, Membership
 from relay.logs.kafka.reading import Reading, place_of
 from relay.logs.kafka.shares import Shares
 from relay.logs.kafka.standing import Sight, Standing
-from relay.logs.kafka.troubles import is_disagreement, judged, lost_records, name_taken
+from relay.logs.kafka.troubles import given_up, is_disagreement, judged, lost_records, name_taken
 
 COMMIT_SECONDS = 1.0
 SILENT_SECONDS = 0.5
@@ -210,9 +210,9 @@ class KafkaConsumer:
             if self._reading.find(place) is not None:
                 self._look_behind(membership, place)
             return
-        if error.fatal():
+        if error.code() == KafkaError._FATAL:  # noqa: SLF001
             self._lose()
-            raise Retryable(f"group {self._group!r}: {error.str()}; it is joined again")
+            raise given_up(error, self._group)
         if is_disagreement(error):
             trouble: OutboxError | None = name_taken(self._group, self._cluster)
         else:

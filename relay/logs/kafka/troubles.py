@@ -2,12 +2,13 @@
 
 from confluent_kafka import KafkaError
 
-from outbox.errors import ConfigurationError, OutboxError, Permanent
+from outbox.errors import ConfigurationError, OutboxError, Permanent, Retryable
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.cluster import Cluster
 from relay.logs.kafka.errors import UNKNOWN_TOPIC, ours
 
+INSTANCE = "group.instance.id"
 _PASSING = UNKNOWN_TOPIC | {
     # The listener took longer than the group waits: librdkafka joins again.
     KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001 - librdkafka's own codes are named so
@@ -25,6 +26,18 @@ def judged(error: KafkaError, doing: str) -> OutboxError | None:
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
         return Permanent(f"{doing}: {error.str()}: grant our user READ and DESCRIBE on the topic")
     return ours(error, doing)
+
+
+def given_up(error: KafkaError, group: str) -> OutboxError:
+    """Return what is to be raised when the client has given up for good; another one has to be made.
+
+    But for a static member whose place was taken: the two would go on taking it from each other.
+    """
+    if INSTANCE not in error.str():
+        return Retryable(f"group {group!r}: {error.str()}; it is joined again")
+    return ConfigurationError(
+        f"group {group!r}: another member has our {INSTANCE} and has taken our place; each member needs one of its own"
+    )
 
 
 def is_disagreement(error: KafkaError) -> bool:
