@@ -41,6 +41,13 @@ class Worker:
             job()
 
 
+def done(job: Callable[[], Result]) -> Future[Result]:
+    """Do a job here and now."""
+    future: Future[Result] = Future()
+    _do(job, future)
+    return future
+
+
 def _do(job: Callable[[], Result], future: "Future[Result]") -> None:
     try:
         result = job()

@@ -23,7 +23,7 @@ from relay.logs.kafka.client import Faults, made
 from relay.logs.kafka.errors import ours
 from relay.logs.kafka.sending import Sender
 from relay.logs.kafka.topics import Topics
-from relay.logs.worker import Worker
+from relay.logs.worker import Worker, done
 
 NUMBERS = "outbox-relay.chunks"
 """The topic whose offsets are numbers and epochs; no record is ever in it."""
@@ -140,7 +140,14 @@ class TransactionalProducer:
 
     def produce(self, number: int, chunk: Sequence[Entry]) -> None:
         """Take a chunk; see `Producer.produce`."""
-        self._pending.append((number, self._worker.submit(lambda: self._transact(number, chunk))))
+
+        def send() -> Failure | Retryable | None:
+            return self._send(number, chunk)
+
+        # Here, if the thread is free: handing over is the caller's work, and so is making the next chunk ready. Two
+        # threads would do them in turns, and be done with both before there is anything to wait for.
+        sent = self._worker.submit(send) if self._worker.is_busy() else done(send)
+        self._pending.append((number, self._worker.submit(lambda: self._end(number, chunk, sent.result()))))
 
     def settle(self, timeout_seconds: float) -> Settlement | None:
         """Wait for the oldest chunk that is not settled; see `Producer.settle`."""
@@ -149,22 +156,27 @@ class TransactionalProducer:
         number, transacted = self._pending.popleft()
         return Settlement(number, transacted.result())
 
-    def _transact(self, number: int, chunk: Sequence[Entry]) -> Failure | None:
-        """Store chunk and number, or nothing of them."""
+    def _send(self, number: int, chunk: Sequence[Entry]) -> Failure | Retryable | None:
+        """Begin a transaction and hand the chunk over; return why it has to be given up, if so."""
         if self._expected not in (None, number):
             raise Retryable(f"chunk {number} is not taken: {self._expected} is to come, which failed")
         self._expected = number
         self._begin()
         try:
-            failure = self._sender.send(chunk) or self._taken(chunk)
-        except Retryable:
-            self._abort()
-            raise
-        if failure is None:
+            return self._sender.send(chunk)
+        except Retryable as error:
+            return error
+
+    def _end(self, number: int, chunk: Sequence[Entry], trouble: Failure | Retryable | None) -> Failure | None:
+        """Store chunk and number, or nothing of them."""
+        trouble = trouble or self._taken(chunk)
+        if trouble is None:
             self._commit(number)
-        else:
-            self._abort()
-        return failure
+            return None
+        self._abort()
+        if isinstance(trouble, Retryable):
+            raise trouble
+        return trouble
 
     def _commit_alone(self, number: int) -> None:
         self._begin()
@@ -174,16 +186,19 @@ class TransactionalProducer:
         self._sender.begin()
         self._until_done("beginning a transaction", lambda _: self._producer.begin_transaction())
 
-    def _taken(self, chunk: Sequence[Entry]) -> Failure | None:
+    def _taken(self, chunk: Sequence[Entry]) -> Failure | Retryable | None:
         """Wait until the brokers have all records.
 
         Not in the commit, which cannot be given up once it has begun.
         """
         if not self._sender.flush(self._bound_seconds):
-            raise TimedOut(f"the brokers have not taken a chunk in {self._bound_seconds:g} s")
-        failure = self._sender.refusal(chunk)
+            return TimedOut(f"the brokers have not taken a chunk in {self._bound_seconds:g} s")
+        try:
+            failure = self._sender.refusal(chunk)
+        except TimedOut as error:
+            return error
         if failure is not None and not failure.permanent:
-            raise TimedOut(f"a chunk was not taken: {failure.reason}")
+            return TimedOut(f"a chunk was not taken: {failure.reason}")
         return failure
 
     def _commit(self, number: int | None) -> None:
