@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from sqlalchemy import URL
@@ -19,7 +19,16 @@ except ImportError as missing:
     ) from missing
 from outbox.process.urls import libpq_url, shown
 
-Connection = psycopg.Connection[DictRow]
+
+class Connection(psycopg.Connection[DictRow]):
+    """A connection as `connect` makes it.
+
+    Attributes:
+        ahead: a statement that was sent and not waited for, if any. The next one waits for it first.
+    """
+
+    ahead: "Ahead | None" = None
+
 
 _AGAIN = (
     errors.SerializationFailure,
@@ -74,7 +83,7 @@ def connect(
         **(settings or {}),
     }
     with translated(url):
-        connection = psycopg.connect(
+        connection = Connection.connect(
             libpq_url(url),
             autocommit=True,
             row_factory=dict_row,
@@ -146,7 +155,54 @@ def execute(
     connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
 ) -> psycopg.Cursor[DictRow]:
     """Run SQL text composed by us; `%(name)s` are bound by the client."""
+    if connection.ahead is not None:
+        connection.ahead.rows()
     return connection.execute(statement.encode(), parameters)
+
+
+def fetch(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Run a SELECT whose rows are many: they come in the server's own formats, so it binds the parameters."""
+    if connection.ahead is not None:
+        connection.ahead.rows()
+    return _executed(connection, statement, parameters).fetchall()
+
+
+def send_ahead(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> "Ahead | None":
+    """Send what `fetch` would run, and do not wait for it; None if that cannot be done here."""
+    if connection.ahead is not None:
+        connection.ahead.rows()
+    if psycopg.Pipeline.is_supported():
+        connection.ahead = Ahead(connection, statement, parameters)
+    return connection.ahead
+
+
+class Ahead:
+    """A statement that the server works on while we do something else, in libpq's pipeline mode.
+
+    Its rows come as far as the connection's buffers hold them; its transaction ends when they are asked for.
+    """
+
+    def __init__(self, connection: Connection, statement: str, parameters: Mapping[str, Any]) -> None:
+        self._connection = connection
+        with ExitStack() as pipeline:
+            pipeline.enter_context(connection.pipeline())
+            self._cursor = _executed(connection, statement, parameters)
+            self._pipeline = pipeline.pop_all()
+
+    def rows(self) -> list[tuple[Any, ...]] | None:
+        """Wait for the rows; None if something went wrong: then the statement is to be run as any other."""
+        self._connection.ahead = None
+        try:
+            with self._pipeline:
+                return self._cursor.fetchall()
+        except psycopg.Error:
+            return None
+
+
+def _executed(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+    # Not prepared: no plan may be a generic one.
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+    return cursor.execute(statement.encode(), parameters, prepare=False, binary=True)
 
 
 @contextmanager

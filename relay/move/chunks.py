@@ -57,6 +57,14 @@ class Chunks(Protocol):
         """
         ...
 
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Say what `form` will be asked for next; see `Reader.expect`.
+
+        Raises:
+            Retryable: the connection is lost.
+        """
+        ...
+
     def again(self, checkpoint: Checkpoint, bounds: OpenChunk) -> Formed[Any]:
         """Read a chunk that was begun earlier: what lies behind the checkpoint, within its bounds.
 
@@ -82,6 +90,10 @@ class EntryChunks:
         if not chunk.entries:
             return Ahead(chunk.after, None)
         return Ahead(checkpoint, Formed(bounds_of(chunk.entries), chunk.entries, chunk.after))
+
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Say what is next; see `Chunks.expect`."""
+        self._reader.expect(checkpoint, limits)
 
     def again(self, checkpoint: Checkpoint, bounds: OpenChunk) -> Formed[Sequence[Entry]]:
         """Read an open chunk; see `Chunks.again`."""

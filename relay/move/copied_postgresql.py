@@ -44,6 +44,9 @@ class CopiedChunks:
         after = self._reader.behind(selection, bounds.last)
         return Ahead(checkpoint, Formed(bounds, self._copied(selection, bounds), after))
 
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Do nothing: what is copied is known when its bounds are."""
+
     def again(self, checkpoint: Checkpoint, bounds: OpenChunk) -> Formed[Copied]:
         """Read an open chunk; see `Chunks.again`."""
         selection = self._reader.within(checkpoint, bounds.last)

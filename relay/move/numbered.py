@@ -66,6 +66,7 @@ class NumberedMover(AheadMover):
         self._state = Numbered(begin, self._state.chunk, chunk.bounds)
         self.renew()
         failpoint(Failpoint.BEGUN)
+        self._chunks.expect(chunk.after, self._limits)
         self._producer.produce(self._state.chunk + 1, chunk.content)
         self._sent = chunk
         failpoint(Failpoint.SENT)

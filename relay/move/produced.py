@@ -49,6 +49,7 @@ class ProducingMover(AheadMover):
         if self._lease.held.expired():
             raise Fenced("the lease ran out before the chunk was produced")
         self._number += 1
+        self._chunks.expect(chunk.after, self._limits)
         try:
             self._producer.produce(self._number, chunk.content)
         except TimedOut as error:

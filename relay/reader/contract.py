@@ -85,6 +85,14 @@ class Reader(Protocol, Generic[Selection]):
         """
         ...
 
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Say what is to be read next, before something else is done: the server may begin with it. A hint only.
+
+        Raises:
+            Retryable: the connection is lost.
+        """
+        ...
+
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection, in the order in which they are to be produced.
 

@@ -9,16 +9,13 @@ S1 is taken by a statement of its own, and the statements that read the window s
 back: an older snapshot under them would see nothing, and the window would count as read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from psycopg import Cursor
-from psycopg.rows import tuple_row
-
 from outbox.errors import MessageAtFault, Retryable, TimedOut
 from outbox.message import Position
-from outbox.process.postgresql import Connection, execute, translated
+from outbox.process.postgresql import Ahead, Connection, execute, fetch, send_ahead, translated
 from outbox.tables import Place
 from relay.checkpoint import Checkpoint
 from relay.logs.headers import header_texts
@@ -69,6 +66,8 @@ class PostgresqlReader:
         self._topics, self._bound = _topic_condition(topics)
         # The extent of the window being walked: a pure function of its two snapshots.
         self._walked: tuple[str, str, Position, Position] | None = None
+        self._ahead: Ahead | None = None
+        self._expected: tuple[Selection, Limits] | None = None
 
     def snapshot(self) -> str:
         """Return the current snapshot, taken by a statement of its own."""
@@ -185,21 +184,38 @@ class PostgresqlReader:
         parameters = {**self._parameters(selection.checkpoint), "upto": selection.upto}
         return self._walked_along(COLUMNS) if selection.walked else self._sorted(selection.upto), parameters
 
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Have the server read on, if it is clear from where; see `Reader.expect`."""
+        if not self._is_walked(checkpoint):
+            return
+        _, selection = self._walk(checkpoint, limits)
+        if selection is not None:
+            with translated():
+                self._ahead = send_ahead(self._connection, *self._select(selection, limits))
+            self._expected = selection, limits
+
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
-        query = self.query(selection, limits)
-        statement = f"select {ROW} from ({query.select}) as chunk order by position"
-        with translated():
-            # In the server's own formats, so it binds the parameters; not prepared: no plan may be a generic one.
-            rows = (
-                Cursor(self._connection, row_factory=tuple_row)
-                .execute(statement.encode(), query.parameters, prepare=False, binary=True)
-                .fetchall()
-            )
+        rows = self._expected_rows(selection, limits)
+        if rows is None:
+            with translated():
+                rows = fetch(self._connection, *self._select(selection, limits))
         for row in rows[:1]:
             self._same_backend({"backend": row[-1]})
         clean = _clean(rows)
         return Chunk(Rows(clean), self._after(selection, clean, whole=len(clean) == len(rows)))
+
+    def _expected_rows(self, selection: Selection, limits: Limits) -> list[Any] | None:
+        ahead, self._ahead = self._ahead, None
+        # Another statement may have come in between, and have taken them.
+        if ahead is None or self._connection.ahead is not ahead:
+            return None
+        rows = ahead.rows()
+        return rows if self._expected == (selection, limits) else None
+
+    def _select(self, selection: Selection, limits: Limits) -> tuple[str, Mapping[str, object]]:
+        query = self.query(selection, limits)
+        return f"select {ROW} from ({query.select}) as chunk order by position", query.parameters
 
     def _after(self, selection: Selection, rows: Sequence[Row], *, whole: bool) -> Checkpoint:
         if not rows:

@@ -47,6 +47,9 @@ class SqliteReader:
         """Return what lies behind the checkpoint up to a position."""
         return Selection(checkpoint, last)
 
+    def expect(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Do nothing: there is no server that could begin."""
+
     def fetch(self, selection: Selection, limits: Limits) -> Chunk:
         """Return the entries of a selection; see `Reader.fetch`."""
         checkpoint = selection.checkpoint
