@@ -92,7 +92,7 @@ class Cancelled:
 def test_what_is_read_ahead_is_what_would_be_read(
     reader: PostgresqlReader, between: Callable[[PostgresqlReader], object]
 ):
-    """INVARIANT I1, I3."""
+    """INVARIANT I1, I3: rows that are not those of the chunk would be left out, or come out of order."""
     assert read_on(reader, START, between) == list(range(1, ENTRIES + 1))
     assert reader._connection.ahead is None
 

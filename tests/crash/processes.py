@@ -13,6 +13,8 @@ WAIT_SECONDS = 90.0
 
 
 RELAY = "from relay.cli import main; main()"
+SMALL_CHUNKS = "from relay.reader import contract; contract.MOST_ENTRIES_PRODUCED = 10; " + RELAY
+"""A relay that needs several chunks for what was written since its last look, and so has the server read ahead."""
 
 
 class Process:
@@ -73,6 +75,7 @@ def start_relay(
     failpoint: str = "",
     once: bool = False,
     delivery: str = "",
+    program: str = RELAY,
 ) -> Process:
     """Start `relay run`.
 
@@ -84,12 +87,13 @@ def start_relay(
         failpoint: where it is to end itself; `NAME:3` is the third time there.
         once: whether it ends when everything is moved.
         delivery: the guarantee; the command's own default without one.
+        program: what Python is to run.
     """
     places = ["--database", database, "--log", log or database]
     options = ["run", *places, "--lease", f"{lease:g}", *(["--once"] if once else [])]
     options += ["--delivery", delivery] if delivery else []
     environment = {"RELAY_FAILPOINT": failpoint} if failpoint else {}
-    return Process(said, "-c", RELAY, *options, **environment)
+    return Process(said, "-c", program, *options, **environment)
 
 
 def relay_status(database: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from subprocess import TimeoutExpired
 
 from checker import Report, check_elsewhere
 from kafka_topics import Topics
-from processes import Process, start_relay
+from processes import RELAY, SMALL_CHUNKS, Process, start_relay
 from road import DRAIN_SECONDS, Road
 from writers import Writers
 
@@ -61,7 +61,9 @@ class KafkaRoad(Road):
         self._writers.append(writers)
         return writers
 
-    def start_relay(self, failpoint: str = "", *, delivery: str = "", log: str = "", once: bool = False) -> Process:
+    def start_relay(
+        self, failpoint: str = "", *, delivery: str = "", log: str = "", once: bool = False, program: str = RELAY
+    ) -> Process:
         relay = start_relay(
             self._folder / "relays.txt",
             self.database,
@@ -70,6 +72,7 @@ class KafkaRoad(Road):
             failpoint=failpoint,
             once=once,
             delivery=delivery or self.delivery,
+            program=program,
         )
         self.relays.append(relay)
         return relay
@@ -90,9 +93,11 @@ class KafkaRoad(Road):
         assert self.ended(relay) == -9, self.words()
 
     def start_doomed_relay(self) -> None:
-        """Start a relay that ends at some failpoint, or that knows nothing of its end."""
+        """Start a relay that ends at some failpoint, or that knows nothing of its end; some move few at a time."""
+        program = self.choose.choice([RELAY, SMALL_CHUNKS])
         point = self.choose.choice([*moments(self.delivery), None, None, None])
-        self.start_relay(f"{point}:{1 if point in ONCE_A_LEASE else self.choose.randint(1, 8)}" if point else "")
+        place = f"{point}:{1 if point in ONCE_A_LEASE else self.choose.randint(1, 8)}" if point else ""
+        self.start_relay(place, program=program)
 
     def kill_holder(self) -> None:
         """Let the holder die, at its failpoint or whenever it may be, and start another that waits for its turn."""
