@@ -24,7 +24,7 @@ from tests.databases import wait_until
 CHAOS_SECONDS = float(os.environ.get("OUTBOX_TEST_CHAOS_SECONDS", "0"))
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
 CHAOS_KILLS = int(os.environ.get("OUTBOX_TEST_CHAOS_KILLS", "0"))
-LEAST_KILLS = {"exactly-once": max(CHAOS_KILLS, 25), "at-least-once": max(CHAOS_KILLS, 10)}
+LEAST_KILLS = {"exactly-once": max(CHAOS_KILLS, 15), "at-least-once": max(CHAOS_KILLS, 10)}
 LONGEST_SECONDS = 300 + max(CHAOS_SECONDS, 10 * CHAOS_KILLS)
 
 Roads = Callable[[str], KafkaRoad]
