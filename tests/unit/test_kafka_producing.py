@@ -1,6 +1,8 @@
 """What a relay does for Kafka before anything is sent: headers, weights, partitions, and which messages go first."""
 
+import gc
 import uuid
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -171,6 +173,21 @@ def test_a_refusal_is_heard_though_others_of_the_transaction_still_wait():
     sender.producer = SimpleNamespace(flush=flush)  # type: ignore[assignment]
     assert sender.flush(3_600.0)
     assert len(waits) == 2 and max(waits) <= FLUSH_SECONDS
+
+
+def test_a_sender_that_is_closed_lets_go_of_its_client_at_once():
+    """A relay opens one after the other while brokers come and go: each has five descriptors and three threads."""
+    topics: Any = SimpleNamespace(look_again=lambda: None, batch_bytes=BATCH_BYTES, partitions=lambda _: 1)
+    sender = Sender(Address("127.0.0.1:1", {}), topics, IDENTITY, {})
+    held = weakref.ref(sender)
+    gc.disable()
+    try:
+        sender.close()
+        sender.close()
+        del sender
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Handing chunks to librdkafka's producer, and hearing which of their messages were refused."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -81,7 +81,7 @@ class Sender:
         self._headers = header_writer(identity)
         self._room_seconds = identity.lease_seconds / 4
         # One object for all messages: a bound method each would bring a full garbage collection every three chunks.
-        self._report = self._reported
+        self._report: Callable[[KafkaError | None, Message], None] | None = self._reported
         self._refused: _Refusal | None = None
         self._gave_up: str | None = None
         self._partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
@@ -246,3 +246,5 @@ class Sender:
         with suppress(KafkaException, SystemError):
             self.producer.purge()
             self.producer.flush(ROOM_SECONDS)
+        # They hold this object, and so the client's threads and connections, until a garbage collection.
+        self._report = self._priming = None
