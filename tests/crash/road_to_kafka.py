@@ -92,6 +92,10 @@ class KafkaRoad(Road):
         relay = self.start_relay(place, **more)
         assert self.ended(relay) == -9, self.words()
 
+    def leave_a_repeat(self) -> None:
+        """Let a relay die with a chunk in Kafka and no step that tells of it: at least once, it is sent again."""
+        self.killed_at(f"{Failpoint.PRODUCED}:1")
+
     def start_doomed_relay(self) -> None:
         """Start a relay that ends at some failpoint, or that knows nothing of its end; some move few at a time."""
         program = self.choose.choice([RELAY, SMALL_CHUNKS])

@@ -116,9 +116,10 @@ def test_relays_killed_all_the_while(roads: Roads, delivery: str, request: pytes
     exactly-once has none; a repeat never makes a first appearance come out of order.
     """
     road = roads(delivery)
-    road.start_doomed_relay()
-    road.start_doomed_relay()
     writers = road.writers(LONGEST_SECONDS, seed=SEED + 1).start()
+    road.leave_a_repeat()
+    road.start_doomed_relay()
+    road.start_doomed_relay()
     until = time.monotonic() + CHAOS_SECONDS
     with Watch(road) as watch:
         while time.monotonic() < until or road.killed < LEAST_KILLS[delivery]:

@@ -121,12 +121,14 @@ def in_rounds(seconds: float, *faults: Callable[[], None]) -> None:
 def disturbed(whole: Whole, faults: Sequence[Callable[[], None]]) -> OffsetsWatch:
     """Write while relays and members come and go; return what a watch has seen when all is handled."""
     road, consumers = whole.road, whole.consumers
-    road.start_doomed_relay()
+    writers = road.writers(CHAOS_SECONDS + 300, seed=SEED + 4, pause_seconds=0.2).start()
+    road.leave_a_repeat()
+    # One that lives until it is killed: doomed ones may all have come to their end before anything is handled.
+    road.start_relay()
     road.start_doomed_relay()
     for _ in range(3):
         consumers.join()
     with Watch(road) as relays, OffsetsWatch(consumers) as watch:
-        writers = road.writers(CHAOS_SECONDS + 300, seed=SEED + 4, pause_seconds=0.2).start()
         consumers.more()
         in_rounds(CHAOS_SECONDS, *faults, road.kill_holder, road.kill_holder, road.kill_holder)
         road.start_relay()
