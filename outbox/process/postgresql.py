@@ -29,6 +29,11 @@ class Connection(psycopg.Connection[DictRow]):
 
     ahead: "Ahead | None" = None
 
+    def wait_for_ahead(self) -> None:
+        """Let what was sent ahead come to its end; nobody has asked for its rows."""
+        if self.ahead is not None:
+            self.ahead.rows()
+
 
 _AGAIN = (
     errors.SerializationFailure,
@@ -155,22 +160,19 @@ def execute(
     connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
 ) -> psycopg.Cursor[DictRow]:
     """Run SQL text composed by us; `%(name)s` are bound by the client."""
-    if connection.ahead is not None:
-        connection.ahead.rows()
+    connection.wait_for_ahead()
     return connection.execute(statement.encode(), parameters)
 
 
 def fetch(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Run a SELECT whose rows are many: they come in the server's own formats, so it binds the parameters."""
-    if connection.ahead is not None:
-        connection.ahead.rows()
+    connection.wait_for_ahead()
     return _executed(connection, statement, parameters).fetchall()
 
 
 def send_ahead(connection: Connection, statement: str, parameters: Mapping[str, Any]) -> "Ahead | None":
     """Send what `fetch` would run, and do not wait for it; None if that cannot be done here."""
-    if connection.ahead is not None:
-        connection.ahead.rows()
+    connection.wait_for_ahead()
     if psycopg.Pipeline.is_supported():
         connection.ahead = Ahead(connection, statement, parameters)
     return connection.ahead
