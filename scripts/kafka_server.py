@@ -91,6 +91,7 @@ class KafkaServer:
         port: int | None = None,
         controller_port: int | None = None,
         settings: dict[str, str] | None = None,
+        java_options: tuple[str, ...] = JAVA_OPTIONS,
     ) -> None:
         self.programs = programs and programs.resolve()
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="kafka-"))).resolve()
@@ -104,6 +105,7 @@ class KafkaServer:
             "log.dirs": str(self.data),
             **(settings or {}),
         }
+        self.java_options = java_options
         self._process: subprocess.Popen[bytes] | None = None  # when this object started it
 
     def url(self) -> str:
@@ -256,7 +258,7 @@ class KafkaServer:
     def _command(self, java: str, program: str, *arguments: str) -> list[str]:
         if self.programs is None:
             raise RuntimeError("Kafka's programs were not given: programs=local_kafka.programs_of_kafka()")
-        return [java, *JAVA_OPTIONS, *LOG_OPTIONS, "-cp", f"{self.programs}/*", program, *arguments]
+        return [java, *self.java_options, *LOG_OPTIONS, "-cp", f"{self.programs}/*", program, *arguments]
 
 
 def _command_of(pid: int) -> str:
