@@ -12,8 +12,8 @@ from benchmarks.processes import measured
 from relay.reader.contract import MOST_ENTRIES_PRODUCED
 
 DELIVERIES = ("at-least-once", "exactly-once")
-WARMING_ROUNDS = 2
-"""Not counted: a broker's JVM compiles what it is used for while it is used, and those of our users have run for days."""
+WARMING_ROUNDS = 4
+"""Not counted: a broker's JVM compiles what it is used for while it is used, and those in use have run for days."""
 
 
 def relay_produces(

@@ -29,6 +29,10 @@ class Formed(Generic[Content]):
     content: Content
     after: Checkpoint
 
+    def handed_over(self) -> "Formed[None]":
+        """Return what is remembered of it on its way: memory is for the one that is read meanwhile."""
+        return Formed(self.bounds, None, self.after)
+
 
 class Ahead(NamedTuple):
     """What lies ahead of a checkpoint.

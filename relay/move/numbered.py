@@ -68,7 +68,7 @@ class NumberedMover(AheadMover):
         failpoint(Failpoint.BEGUN)
         self._chunks.expect(chunk.after, self._limits)
         self._producer.produce(self._state.chunk + 1, chunk.content)
-        self._sent = chunk
+        self._sent = chunk.handed_over()
         failpoint(Failpoint.SENT)
 
     def _settled(self, chunk: Formed[Any]) -> int | None:

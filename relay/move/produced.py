@@ -55,7 +55,7 @@ class ProducingMover(AheadMover):
         except TimedOut as error:
             self._again(error, chunk)
             return
-        self._sent = chunk
+        self._sent = chunk.handed_over()
         failpoint(Failpoint.SENT)
 
     def _settled(self, chunk: Formed[Any]) -> int | None:

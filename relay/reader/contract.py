@@ -10,8 +10,8 @@ from relay.checkpoint import Checkpoint
 MOST_ENTRIES = 5_000
 MOST_BYTES = 8_000_000
 """Bounds of a chunk: whichever is reached first, and always at least one entry."""
-MOST_ENTRIES_PRODUCED = 10_000
-"""For a broker: committing a transaction takes the same time however much is in it."""
+MOST_ENTRIES_PRODUCED = 20_000
+"""For a broker: a transaction costs it the same however much is in it. More than so many take too much memory (P6)."""
 
 
 @dataclass(frozen=True, slots=True)

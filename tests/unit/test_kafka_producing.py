@@ -142,17 +142,18 @@ def test_what_a_client_drops_when_it_gives_up_is_not_the_reason_even_if_it_is_to
     """INVARIANT I7, I8: a relay that took it for the reason would send the same chunk again, for ever."""
     topics: Any = SimpleNamespace(look_again=lambda: None, batch_bytes=BATCH_BYTES, partitions=lambda _: 1)
     sender = Sender(Address("127.0.0.1:1", {}), topics, IDENTITY, {})
-    chunk = [Entry(Position(12), MESSAGE)]
-    assert sender.refusal(chunk) is None
+    (row,) = rows_of([Entry(Position(12), MESSAGE)])
+    firsts = {"orders": row}
+    assert sender.refusal(firsts) is None
     sender.producer.produce("orders", b"{}", on_delivery=sender._report)
     sender.producer.purge()
     assert sender.flush(1.0)
     with pytest.raises(TimedOut):
-        sender.refusal(chunk)
+        sender.refusal(firsts)
     refused: Any = SimpleNamespace(topic=lambda: "orders")
     sender._report(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), refused)
     sender._report(KafkaError(KafkaError._PURGE_QUEUE), refused)
-    failure = sender.refusal(chunk)
+    failure = sender.refusal(firsts)
     assert failure is not None and failure.permanent
     sender.close()
 

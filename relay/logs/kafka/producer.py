@@ -5,7 +5,7 @@ fresh producer: see `priming`.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from outbox.errors import Retryable
 from outbox.message import Entry
@@ -13,6 +13,7 @@ from relay.logs.contract import Failure, Producer, ProducerIdentity, Settlement
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.sending import Sender
 from relay.logs.kafka.topics import Topics
+from relay.logs.rows import Row
 
 AT_LEAST_ONCE: dict[str, object] = {
     "enable.idempotence": True,
@@ -44,7 +45,7 @@ class KafkaProducer:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._pending: deque[tuple[int, Sequence[Entry]]] = deque()
+        self._pending: deque[tuple[int, Mapping[str, Row]]] = deque()
         self._failure: Failure | None = None
 
     def produce(self, number: int, chunk: Sequence[Entry]) -> None:
@@ -52,14 +53,14 @@ class KafkaProducer:
         if self._failure is not None:
             raise Retryable(f"chunk {number} is not taken: one before it failed")
         self._failure = self._sender.send(chunk)
-        self._pending.append((number, chunk))
+        self._pending.append((number, self._sender.firsts))
 
     def settle(self, timeout_seconds: float) -> Settlement | None:
         """Wait for the oldest chunk that is not settled; see `Producer.settle`."""
         if not self._pending or not self._sender.flush(timeout_seconds):
             return None
-        number, chunk = self._pending.popleft()
-        refused = self._sender.refusal(chunk)
+        number, firsts = self._pending.popleft()
+        refused = self._sender.refusal(firsts)
         if refused is not None:
             self._failure = refused
         # The one that was refused before it was sent is of the last chunk.

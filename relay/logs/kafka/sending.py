@@ -1,7 +1,7 @@
 """Handing chunks to librdkafka's producer, and hearing which of their messages were refused."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from relay.logs.kafka.partitioner import DEFAULT, partitioner_of
 from relay.logs.kafka.priming import Priming
 from relay.logs.kafka.topics import Topics
 from relay.logs.kafka.wire import fault, header_writer, size_of
-from relay.logs.rows import Row, rows_of
+from relay.logs.rows import Row, entry_of, rows_of
 
 MESSAGE_BYTES = 100_000_000
 """The client's own bound on a message. Not the one that counts, which is the topic's."""
@@ -65,6 +65,7 @@ class Sender:
 
     Attributes:
         producer: librdkafka's.
+        firsts: the first row of each topic of the last chunk: all that is kept of it here, librdkafka has the rest.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Sender:
         self._room_seconds = identity.lease_seconds / 4
         # One object for all messages: a bound method each would bring a full garbage collection every three chunks.
         self._report: Callable[[KafkaError | None, Message], None] | None = self._reported
+        self.firsts: Mapping[str, Row] = {}
         self._refused: _Refusal | None = None
         self._gave_up: str | None = None
         self._partitioner = partitioner_of(str(address.settings.get("partitioner", DEFAULT)))
@@ -113,7 +115,8 @@ class Sender:
         # beside the main one nothing else asks for so much, and each message would look for its place among them.
         bytearray(TIDYING_BYTES)
         rows = rows_of(chunk)
-        bounds = self._bounds({row[3] for row in rows})
+        self.firsts = {row[3]: row for row in reversed(rows)}
+        bounds = self._bounds(self.firsts)
         lowest = min((bound for bound in bounds.values() if bound is not None), default=None)
         weighed = None if lowest is None or not self._weighs else lowest - NEARLY_BYTES
         if self._priming is not None:
@@ -222,8 +225,8 @@ class Sender:
             except (KafkaException, SystemError):
                 continue
 
-    def refusal(self, chunk: Sequence[Entry]) -> Failure | None:
-        """Return which message of the chunk was refused first, as far as is known, and why.
+    def refusal(self, firsts: Mapping[str, Row]) -> Failure | None:
+        """Return which message of a chunk was refused first, as far as is known by its `firsts`, and why.
 
         Others of its batch may be the reason; only one that was sent alone is at fault itself.
 
@@ -238,8 +241,8 @@ class Sender:
         topic = message.topic()
         if error.code() in UNKNOWN_TOPIC:
             self._topics.look_again()
-        of_topic = (entry for entry in chunk if entry.message.topic == topic)
-        return Failure(next(of_topic, chunk[0]), words_of(error), permanent=is_permanent(error))
+        row = firsts.get(str(topic)) or next(iter(firsts.values()))
+        return Failure(entry_of(row), words_of(error), permanent=is_permanent(error))
 
     def close(self) -> None:
         """Drop what was not taken yet."""

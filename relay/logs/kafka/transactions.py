@@ -147,7 +147,7 @@ class TransactionalProducer:
         # Here, if the thread is free: handing over is the caller's work, and so is making the next chunk ready. Two
         # threads would do them in turns, and be done with both before there is anything to wait for.
         sent = self._worker.submit(send) if self._worker.is_busy() else done(send)
-        self._pending.append((number, self._worker.submit(lambda: self._end(number, chunk, sent.result()))))
+        self._pending.append((number, self._worker.submit(lambda: self._end(number, sent.result()))))
 
     def settle(self, timeout_seconds: float) -> Settlement | None:
         """Wait for the oldest chunk that is not settled; see `Producer.settle`."""
@@ -167,9 +167,9 @@ class TransactionalProducer:
         except Retryable as error:
             return error
 
-    def _end(self, number: int, chunk: Sequence[Entry], trouble: Failure | Retryable | None) -> Failure | None:
+    def _end(self, number: int, trouble: Failure | Retryable | None) -> Failure | None:
         """Store chunk and number, or nothing of them."""
-        trouble = trouble or self._taken(chunk)
+        trouble = trouble or self._taken()
         if trouble is None:
             self._commit(number)
             return None
@@ -186,7 +186,7 @@ class TransactionalProducer:
         self._sender.begin()
         self._until_done("beginning a transaction", lambda _: self._producer.begin_transaction())
 
-    def _taken(self, chunk: Sequence[Entry]) -> Failure | Retryable | None:
+    def _taken(self) -> Failure | Retryable | None:
         """Wait until the brokers have all records.
 
         Not in the commit, which cannot be given up once it has begun.
@@ -194,7 +194,7 @@ class TransactionalProducer:
         if not self._sender.flush(self._bound_seconds):
             return TimedOut(f"the brokers have not taken a chunk in {self._bound_seconds:g} s")
         try:
-            failure = self._sender.refusal(chunk)
+            failure = self._sender.refusal(self._sender.firsts)
         except TimedOut as error:
             return error
         if failure is not None and not failure.permanent:
