@@ -59,6 +59,12 @@ SETTINGS = {
 }
 
 
+def new_cluster() -> str:
+    """Return an id for a cluster."""
+    encoded = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    return f"k{encoded[1:]}"  # one that began with - would be taken for an option
+
+
 def java_program() -> str:
     """Return the Java to run with: that of JAVA_HOME, or the one on the path.
 
@@ -80,7 +86,8 @@ class KafkaServer:
     """A broker in a folder of its own, on loopback ports; a start after a stop or a kill finds its data again.
 
     `settings` are lines of server.properties, beside SETTINGS or in their place. The clients' listener is named CLIENT:
-    `listener.security.protocol.map` and `listener.name.client.*` are how it asks for a password.
+    `listener.security.protocol.map` and `listener.name.client.*` are how it asks for a password. Brokers with the same
+    `cluster` (`new_cluster`), and each other's controllers in `controller.quorum.voters`, are one cluster.
     """
 
     def __init__(
@@ -92,6 +99,7 @@ class KafkaServer:
         controller_port: int | None = None,
         settings: dict[str, str] | None = None,
         java_options: tuple[str, ...] = JAVA_OPTIONS,
+        cluster: str | None = None,
     ) -> None:
         self.programs = programs and programs.resolve()
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="kafka-"))).resolve()
@@ -105,7 +113,8 @@ class KafkaServer:
             "log.dirs": str(self.data),
             **(settings or {}),
         }
-        self.java_options = java_options
+        self._java_options = java_options
+        self._cluster = cluster or new_cluster()
         self._process: subprocess.Popen[bytes] | None = None  # when this object started it
 
     def url(self) -> str:
@@ -241,9 +250,7 @@ class KafkaServer:
             return log.read().decode(errors="replace")
 
     def _format(self, java: str) -> None:
-        encoded = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        cluster = f"k{encoded[1:]}"  # one that began with - would be taken for an option
-        arguments = ("format", "--ignore-formatted", "-t", cluster, "-c", str(self._properties))
+        arguments = ("format", "--ignore-formatted", "-t", self._cluster, "-c", str(self._properties))
         done = subprocess.run(
             self._command(java, "kafka.tools.StorageTool", *arguments),
             stdin=subprocess.DEVNULL,
@@ -258,7 +265,7 @@ class KafkaServer:
     def _command(self, java: str, program: str, *arguments: str) -> list[str]:
         if self.programs is None:
             raise RuntimeError("Kafka's programs were not given: programs=local_kafka.programs_of_kafka()")
-        return [java, *self.java_options, *LOG_OPTIONS, "-cp", f"{self.programs}/*", program, *arguments]
+        return [java, *self._java_options, *LOG_OPTIONS, "-cp", f"{self.programs}/*", program, *arguments]
 
 
 def _command_of(pid: int) -> str:

@@ -30,8 +30,8 @@ class Topics:
         self.suffix = f"-{uuid.uuid4().hex[:12]}"
         self.names = sorted({topic_of(key, self.suffix) for key in (None, *KEYS)})
 
-    def make(self) -> "Topics":
-        new = [NewTopic(name, PARTITIONS, 1) for name in self.names]
+    def make(self, replication: int = 1) -> "Topics":
+        new = [NewTopic(name, PARTITIONS, replication) for name in self.names]
         for made in self._admin.create_topics(new, operation_timeout=SECONDS).values():
             made.result(SECONDS)
         return self

@@ -72,7 +72,7 @@ def roads(database: str, broker: ProxiedBroker, tmp_path: Path) -> Iterator[Road
                 Topics(broker.url).make(),
                 delivery,
                 seed=SEED,
-                lease=float(os.environ.get("L", "1")),
+                lease=lease,
             )
         )
         return made[-1]

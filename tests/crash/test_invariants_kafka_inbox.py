@@ -11,14 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import billing
 import pytest
-from acceptance.commands import Ended, User
-from kafka_consumers import KafkaConsumers, OffsetsWatch
+from kafka_consumers import OffsetsWatch
 from kafka_server import KafkaServer
-from kafka_topics import PARTITIONS, Topics
 from road import Watch
-from road_to_kafka import KafkaRoad, only_repeats
+from road_to_kafka import only_repeats
+from whole_road_to_kafka import Whole
 
 from relay.failpoints import Failpoint
 from tests.databases import rows, wait_until
@@ -31,65 +29,6 @@ KEPT_CLAIMS = 100
 logger = logging.getLogger(__name__)
 
 
-class Whole:
-    """The whole road, from writers to effects.
-
-    Attributes:
-        road: from the outbox to Kafka.
-        consumers: from Kafka to the effects.
-    """
-
-    def __init__(self, database: str, folder: Path, url: str, delivery: str, inbox: str) -> None:
-        rows(database, billing.SCHEMA)
-        topics = Topics(f"{url}?log_level=0").make()
-        self.road = KafkaRoad(database, folder, url, topics, delivery, seed=SEED)
-        self.consumers = KafkaConsumers(database, folder, url, topics, inbox=inbox, seed=SEED)
-        self._user = User(folder, database)
-        self._log = url
-
-    def words(self) -> str:
-        return f"{self.consumers.words()}\n{self.road.words()}"
-
-    def caught_up(self) -> None:
-        """Wait until all that was committed is in Kafka, and all of that is handled and reported (I8)."""
-        self.road.drained()
-        self.consumers.caught_up()
-
-    def inbox(self, command: str, *arguments: str) -> Ended:
-        """Run another command of `inbox` than `run`."""
-        return self._user.run("inbox", command, *arguments, "--database", self.road.database, "--log", self._log)
-
-    def lag(self) -> dict[str, dict[str, int]]:
-        """Return the lag that `inbox status` says."""
-        (group,) = self.inbox("status", "--json").objects()
-        assert group["group"] == self.consumers.group
-        lag: dict[str, dict[str, int]] = group["lag_messages"]
-        return lag
-
-    def no_lag(self) -> dict[str, dict[str, int]]:
-        return {name: dict.fromkeys(map(str, range(PARTITIONS)), 0) for name in self.road.topics.names}
-
-    def write(self, count: int) -> None:
-        """Messages without keys, in every topic, so that all partitions get some; known to the checker."""
-        for topic in self.road.topics.names:
-            rows(
-                self.road.database,
-                "with written as (insert into done select 0, coalesce((select max(n) from done), 0) + n, ?, null, null"
-                " from generate_series(1, ?) as n returning n, topic)"
-                " insert into outbox (topic, payload) select topic,"
-                " convert_to(json_build_object('writer', 0, 'n', n, 'version', null)::text, 'UTF8') from written",
-                topic,
-                count,
-            )
-
-    def relay_once(self) -> None:
-        assert self.road.ended(self.road.start_relay(once=True)) == 0, self.words()
-
-    def close(self) -> None:
-        self.consumers.end()
-        self.road.close()
-
-
 Roads = Callable[..., Whole]
 
 
@@ -99,7 +38,7 @@ def roads(database: str, tmp_path: Path) -> Iterator[Roads]:
     made: list[Whole] = []
 
     def make(url: str, delivery: str = "at-least-once", inbox: str = "inbox") -> Whole:
-        made.append(Whole(database, tmp_path, url, delivery, inbox))
+        made.append(Whole(database, tmp_path, url, delivery, inbox, seed=SEED))
         return made[-1]
 
     yield make

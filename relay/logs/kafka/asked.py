@@ -13,16 +13,20 @@ Place = tuple[str, int]
 
 
 class Asked(Generic[Answer]):
-    """A question that is under way: its answer can be waited for, or looked for now and then."""
+    """A question that is under way: its answer can be waited for, or looked for now and then.
+
+    Attributes:
+        futures: librdkafka's, of its parts.
+    """
 
     def __init__(self, futures: Collection["Future[Any]"], read: Callable[[], Answer]) -> None:
-        self._futures = futures
+        self.futures = futures
         self._read = read
 
     @property
     def is_answered(self) -> bool:
         """Whether `answer` returns at once."""
-        return all(future.done() for future in self._futures)
+        return all(future.done() for future in self.futures)
 
     def answer(self) -> Answer:
         """Wait for the answer.

@@ -1,21 +1,16 @@
 """Clients of librdkafka's: made with our settings, talking through Python's logging, remembering what went wrong."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
-from outbox.errors import ConfigurationError, Unreachable
+from outbox.errors import ConfigurationError
 from relay.logs.kafka.address import Address
-from relay.logs.kafka.errors import ours
 
 Client = TypeVar("Client")
-Answer = TypeVar("Answer")
 
-SLICE_SECONDS = 0.05
 BASICS = {
     # Errors reach us by callbacks, and a broker that is away for long is found again soon.
     "reconnect.backoff.ms": "50",
@@ -68,23 +63,3 @@ def made(make: Callable[..., Client], address: Address, faults: Faults, settings
         return make({**wanted, "error_cb": faults}, logger=logger)
     except KafkaException as error:
         raise ConfigurationError(f"the log's settings: {error.args[0].str()}") from None
-
-
-def answer(
-    future: "Future[Answer]", doing: str, faults: Faults, poll: Callable[[float], object], seconds: float
-) -> Answer:
-    """Wait for what was asked of the brokers; no longer than until none of them can be reached.
-
-    Raises:
-        Unreachable: there is no answer.
-        OutboxError: the answer is an error; see `ours`.
-    """
-    deadline = time.monotonic() + seconds
-    while not wait([future], SLICE_SECONDS).done:
-        poll(0)
-        if faults.down or time.monotonic() > deadline:
-            raise Unreachable(f"{doing}: no broker answers{f'; {faults.words}' if faults.words else ''}")
-    try:
-        return future.result()
-    except KafkaException as error:
-        raise ours(error.args[0], doing, faults.words) from error

@@ -17,26 +17,18 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import (
-    AdminClient,
-    ConfigResource,
-    NewTopic,
-    OffsetSpec,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from outbox.errors import OutboxError, Permanent, Unreachable
 from outbox.message import Offset
 from relay.logs.contract import Bounds, Partition
 from relay.logs.kafka.address import Address
+from relay.logs.kafka.admin import ASK_SECONDS, Admin, Admins
 from relay.logs.kafka.asked import Asked, GroupMember, GroupState, Place, places_in
-from relay.logs.kafka.client import Faults, answer, made
+from relay.logs.kafka.client import Faults, made
 from relay.logs.kafka.errors import UNKNOWN_TOPIC, ours, translated
 
 Answer = TypeVar("Answer")
-
-ASK_SECONDS = 5.0
-"""How long one answer is waited for; less where no broker can be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +61,7 @@ class Cluster:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._faults = Faults()
-        self._admin = made(AdminClient, address, self._faults, {})
-
-    def _ask(self, doing: str, future: "Future[Answer]", seconds: float = ASK_SECONDS) -> Answer:
-        return answer(future, doing, self._faults, self._admin.poll, seconds)
+        self._admins = Admins(address)
 
     def identity(self) -> str:
         """Return the cluster's id.
@@ -81,11 +69,10 @@ class Cluster:
         Raises:
             Unreachable: no broker answers.
         """
-        self._faults.forget()
-        described = self._ask("asking who the brokers are", self._admin.describe_cluster(request_timeout=ASK_SECONDS))
-        if not described.cluster_id:
+        found = self._admins.asked(lambda admin: admin.cluster_id("asking who the brokers are"))
+        if not found:
             raise Permanent("the brokers say no cluster id, by which the relay knows its log again: Kafka 2.8 or newer")
-        return str(described.cluster_id)
+        return found
 
     def topics(self, names: Collection[str]) -> dict[str, Topic]:
         """Return those of the topics that exist.
@@ -94,19 +81,7 @@ class Cluster:
             Unreachable: no broker answers.
             Permanent: one may not be looked at.
         """
-        self._faults.forget()
-        return self.ask_topics(names).answer()
-
-    def _unless_unknown(self, doing: str, future: "Future[Answer]") -> Answer | None:
-        try:
-            return self._ask(doing, future)
-        except OutboxError as error:
-            code = code_of(error)
-            if code in UNKNOWN_TOPIC:
-                return None
-            if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise Permanent(f"{doing}: our user may not DESCRIBE it; grant it that") from error
-            raise
+        return self._admins.asked(lambda admin: _topics_asked(admin, names).answer())
 
     def bounds(self, partitions: Iterable[Partition]) -> dict[Partition, Bounds]:
         """Return what each partition holds of committed records.
@@ -122,16 +97,7 @@ class Cluster:
         return {one: Bounds(first[one], end[one]) for one in wanted}
 
     def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
-        self._faults.forget()
-        asked = {TopicPartition(one.topic, one.number): spec for one in partitions}
-        futures = self._admin.list_offsets(
-            asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
-        )
-        found = {
-            (part.topic, part.partition): Offset(self._ask(f"asking what {part.topic!r} holds", future).offset)
-            for part, future in futures.items()
-        }
-        return {one: found[one.topic, one.number] for one in partitions}
+        return self._admins.asked(lambda admin: _offsets_asked(admin, partitions, spec))
 
     def configs(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """Return the settings of topics; those that do not exist or may not be asked for are left out.
@@ -139,27 +105,14 @@ class Cluster:
         Raises:
             Unreachable: no broker answers.
         """
-        if not topics:
-            return {}
-        self._faults.forget()
-        resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(topics)]
-        found = {}
-        for resource, future in self._admin.describe_configs(resources, request_timeout=ASK_SECONDS).items():
-            try:
-                entries = self._ask(f"asking for the settings of {resource.name!r}", future)
-            except Unreachable:
-                raise
-            except OutboxError:
-                continue
-            found[str(resource.name)] = {name: str(entry.value) for name, entry in entries.items()}
-        return found
+        return self._admins.asked(lambda admin: _configs_asked(admin, topics)) if topics else {}
 
     def ask_for(self, topics: Collection[str]) -> None:
         """Ask for topics in the way that has brokers make them which make topics by themselves."""
-        self._faults.forget()
+        client = made(AdminClient, self._address, Faults(), {})
         with translated("asking for topics"):
             for name in sorted(topics):
-                self._admin.list_topics(name, timeout=ASK_SECONDS)
+                client.list_topics(name, timeout=ASK_SECONDS)
 
     def make(self, topics: Collection[str], *, partitions: int, replication: int | None) -> None:
         """Make topics; one that is there already is left alone.
@@ -170,30 +123,22 @@ class Cluster:
         """
         if not topics:
             return
-        self._faults.forget()
         wanted = [NewTopic(name, partitions, -1 if replication is None else replication) for name in sorted(topics)]
-        for name, future in self._admin.create_topics(wanted, request_timeout=ASK_SECONDS).items():
-            try:
-                self._ask(f"making topic {name!r}", future)
-            except OutboxError as error:
-                _refuse_unmade(error)
+        self._admins.asked(lambda admin: _made_by(admin, wanted))
 
     def ask_topics(self, names: Collection[str]) -> Asked[dict[str, Topic]]:
         """Ask which of the topics exist; see `topics`."""
-        futures: dict[str, Future[Any]] = {}
-        if names:
-            futures = self._admin.describe_topics(TopicCollection(sorted(names)), request_timeout=ASK_SECONDS)
+        admin = self._admins.newest
+        asked = _topics_asked(admin, names)
 
         def read() -> dict[str, Topic]:
-            found = {}
-            for name, future in futures.items():
-                described = self._unless_unknown(f"asking for topic {name!r}", future)
-                if described is not None:
-                    replicas = len(described.partitions[0].replicas) if described.partitions else 0
-                    found[name] = Topic(name, str(described.topic_id), len(described.partitions), replicas)
-            return found
+            try:
+                return asked.answer()
+            except Unreachable:
+                self._admins.renew(admin)
+                raise
 
-        return Asked(futures.values(), read)
+        return Asked(asked.futures, read)
 
     def group(self, group: str, seconds: float = ASK_SECONDS) -> GroupState:
         """Return who is in a group.
@@ -207,7 +152,7 @@ class Cluster:
         """
         with translated(f"asking who is in group {group!r}"), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            found: list[Any] = self._admin.list_groups(group, timeout=seconds)
+            found: list[Any] = self._admins.newest.client.list_groups(group, timeout=seconds)
         if found and found[0].error is not None:
             raise ours(found[0].error, f"asking who is in group {group!r}")
         return _group_state(found[0]) if found else GroupState()
@@ -220,9 +165,12 @@ class Cluster:
         Raises:
             Retryable: not all brokers answer, or they know no types of groups.
         """
-        self._faults.forget()
-        asked = self._admin.list_consumer_groups(types={ConsumerGroupType.CONSUMER}, request_timeout=ASK_SECONDS)
-        found = self._ask(f"asking for the type of group {group!r}", asked)
+        doing, types = f"asking for the type of group {group!r}", {ConsumerGroupType.CONSUMER}
+        found = self._admins.asked(
+            lambda admin: admin.answer(
+                doing, admin.client.list_consumer_groups(types=types, request_timeout=ASK_SECONDS)
+            )
+        )
         return any(one.group_id == group for one in found.valid)
 
     def offsets(self, group: str) -> dict[Place, TopicPartition]:
@@ -250,10 +198,13 @@ class Cluster:
             Retryable: no broker answers.
             Permanent: it has a member.
         """
-        self._faults.forget()
         doing = f"deleting group {group!r}"
         try:
-            self._ask(doing, self._admin.delete_consumer_groups([group], request_timeout=ASK_SECONDS)[group])
+            self._admins.asked(
+                lambda admin: admin.answer(
+                    doing, admin.client.delete_consumer_groups([group], request_timeout=ASK_SECONDS)[group]
+                )
+            )
         except OutboxError as error:
             if code_of(error) == KafkaError.GROUP_ID_NOT_FOUND:
                 return False
@@ -282,6 +233,69 @@ def code_of(error: OutboxError) -> int | None:
     """Return the code of the client's error behind one of ours."""
     cause = error.__cause__
     return int(cause.args[0].code()) if isinstance(cause, KafkaException) else None
+
+
+def _topics_asked(admin: Admin, names: Collection[str]) -> Asked[dict[str, Topic]]:
+    futures: dict[str, Future[Any]] = {}
+    if names:
+        futures = admin.client.describe_topics(TopicCollection(sorted(names)), request_timeout=ASK_SECONDS)
+
+    def read() -> dict[str, Topic]:
+        found = {}
+        for name, future in futures.items():
+            described = _unless_unknown(admin, f"asking for topic {name!r}", future)
+            if described is not None:
+                replicas = len(described.partitions[0].replicas) if described.partitions else 0
+                found[name] = Topic(name, str(described.topic_id), len(described.partitions), replicas)
+        return found
+
+    return Asked(futures.values(), read)
+
+
+def _unless_unknown(admin: Admin, doing: str, future: "Future[Answer]") -> Answer | None:
+    try:
+        return admin.answer(doing, future)
+    except OutboxError as error:
+        code = code_of(error)
+        if code in UNKNOWN_TOPIC:
+            return None
+        if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise Permanent(f"{doing}: our user may not DESCRIBE it; grant it that") from error
+        raise
+
+
+def _offsets_asked(admin: Admin, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
+    asked = {TopicPartition(one.topic, one.number): spec for one in partitions}
+    futures = admin.client.list_offsets(
+        asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
+    )
+    found = {
+        (part.topic, part.partition): Offset(admin.answer(f"asking what {part.topic!r} holds", future).offset)
+        for part, future in futures.items()
+    }
+    return {one: found[one.topic, one.number] for one in partitions}
+
+
+def _configs_asked(admin: Admin, topics: Collection[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(topics)]
+    found = {}
+    for resource, future in admin.client.describe_configs(resources, request_timeout=ASK_SECONDS).items():
+        try:
+            entries = admin.answer(f"asking for the settings of {resource.name!r}", future)
+        except Unreachable:
+            raise
+        except OutboxError:
+            continue
+        found[str(resource.name)] = {name: str(entry.value) for name, entry in entries.items()}
+    return found
+
+
+def _made_by(admin: Admin, topics: Sequence[NewTopic]) -> None:
+    for name, future in admin.client.create_topics(list(topics), request_timeout=ASK_SECONDS).items():
+        try:
+            admin.answer(f"making topic {name!r}", future)
+        except OutboxError as error:
+            _refuse_unmade(error)
 
 
 def _refuse_unmade(error: OutboxError) -> None:
