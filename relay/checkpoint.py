@@ -9,7 +9,7 @@ from outbox.message import Position
 BEGINNING = "1:1:"
 """A snapshot that sees no transaction: reading begins with the oldest entry that is kept."""
 COLUMNS = ("snapshot_from", "snapshot_to", "last", "position")
-STATE = (*COLUMNS, "chunk", "open_last", "open_entries", "open_digest")
+STATE = (*COLUMNS, "chunk", "open_last", "open_entries", "open_digest", "maybe_lost")
 """What a relay's journal carries on from step to step."""
 
 

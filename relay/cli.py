@@ -17,7 +17,17 @@ from outbox.process.waiting import wait_for
 app = options.program("relay", "Moves what applications wrote into their outbox to a log.")
 logger = logging.getLogger("relay")
 
-_STATUS = ("relay", "lag_messages", "lag_seconds", "position", "owner", "epoch", "dead_letters", "unclaimed")
+_STATUS = (
+    "relay",
+    "lag_messages",
+    "lag_seconds",
+    "position",
+    "owner",
+    "epoch",
+    "dead_letters",
+    "unclaimed",
+    "maybe_lost",
+)
 
 Log = Annotated[
     str | None,

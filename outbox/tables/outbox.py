@@ -135,6 +135,8 @@ def _checkpoint(metadata: MetaData, place: Place) -> Table:
         Column("open_last", BigInteger()),
         Column("open_entries", BigInteger()),
         Column("open_digest", BigInteger()),
+        # At most once: how many may not have arrived; those that are on their way count until they have.
+        Column("maybe_lost", BigInteger(), server_default="0", nullable=False),
         schema=place.schema,
         comment=comment("outbox"),
     )

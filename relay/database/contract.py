@@ -45,6 +45,7 @@ class RelayStatus:
         epoch: the number of the newest lease.
         dead_letters: always 0 until messages can be parked.
         unclaimed: entries of the outbox that no relay's topics match.
+        maybe_lost: messages that did not arrive, at most, because at-most-once was asked for; those on their way count.
     """
 
     relay: str
@@ -55,6 +56,7 @@ class RelayStatus:
     epoch: int
     dead_letters: int
     unclaimed: int
+    maybe_lost: int
 
 
 class OutboxDatabase(Protocol):

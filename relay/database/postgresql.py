@@ -175,7 +175,7 @@ class PostgresqlOutbox:
         reader = PostgresqlReader(self._connection, self._place, parse_topics(row["topics"]))
         lag = reader.lag(row["snapshot_from"], row["snapshot_to"], row["last"])
         owner = row["owner"] if row["leased"] else None
-        return RelayStatus(row["name"], *lag, row["position"], owner, row["epoch"], 0, unclaimed)
+        return RelayStatus(row["name"], *lag, row["position"], owner, row["epoch"], 0, unclaimed, row["maybe_lost"])
 
     def _unclaimed(self, patterns: list[TopicPatterns]) -> int:
         if any(pattern.everything for pattern in patterns):

@@ -130,8 +130,8 @@ class SqliteOutbox:
         ).fetchone()
         seconds = 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - parsed_time(oldest)).total_seconds())
         owner = str(row["owner"]) if _leased(row) else None
-        position, epoch = int(str(row["position"])), int(str(row["epoch"]))
-        return RelayStatus(str(row["name"]), entries, seconds, position, owner, epoch, 0, unclaimed)
+        position, epoch, lost = (int(str(row[name])) for name in ("position", "epoch", "maybe_lost"))
+        return RelayStatus(str(row["name"]), entries, seconds, position, owner, epoch, 0, unclaimed, lost)
 
     def _unclaimed(self, patterns: list[TopicPatterns]) -> int:
         if any(pattern.everything for pattern in patterns):

@@ -81,8 +81,11 @@ class ProducingMover(AheadMover):
 
     def renew(self) -> None:
         """Renew the lease, saving how far the checkpoint has come."""
-        self._lease.advance(**self._done.columns())
+        self._lease.advance(**self._state())
         self._saved, self._stepped = True, boot_seconds()
+
+    def _state(self) -> dict[str, Any]:
+        return self._done.columns()
 
     def close(self) -> None:
         """Let go of the producer."""
@@ -92,11 +95,21 @@ class ProducingMover(AheadMover):
 class OnceAtMostMover(ProducingMover):
     """Moves chunks through a producer of the log, at most once.
 
-    The step is saved before the chunk is sent: a crash loses what was on its way, and nothing is tried again.
+    The step is saved before the chunk is sent: a crash loses what was on its way, and nothing is tried again. The step
+    counts the chunk as lost, and the one behind the log's answer does not: whatever happens between them, no message
+    that is lost is not counted.
     """
+
+    def __init__(self, chunks: Chunks, lease: Lease, work: Work) -> None:
+        super().__init__(chunks, lease, work)
+        self._maybe_lost = int(lease.held.state["maybe_lost"])
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "maybe_lost": self._maybe_lost}
 
     def _send(self, begin: Checkpoint, chunk: Formed[Any]) -> None:  # noqa: ARG002 - behind it is where we stand
         self._done = chunk.after
+        self._maybe_lost += chunk.bounds.entries
         self.renew()
         failpoint(Failpoint.ADVANCED)
         with self._said_if_lost(chunk):
@@ -106,7 +119,10 @@ class OnceAtMostMover(ProducingMover):
         with self._said_if_lost(chunk):
             answer = answered(self._producer, self._lease, self.renew)
         failpoint(Failpoint.PRODUCED)
-        if answer is not None:
+        if answer is None:
+            self._maybe_lost -= chunk.bounds.entries
+            self._saved = False
+        else:
             self._again(answer, chunk)
         return chunk.bounds.entries
 

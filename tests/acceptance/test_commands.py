@@ -60,7 +60,7 @@ def test_the_road_from_a_plain_row_to_its_effect_once(user: User):
     (relay,) = user.run("relay", "status", "--database", user.database, "--json").objects()
     assert relay == {
         "relay": "default", "lag_messages": 0, "lag_seconds": 0.0, "position": 5, "owner": None,
-        "epoch": 2, "dead_letters": 0, "unclaimed": 0,
+        "epoch": 2, "dead_letters": 0, "unclaimed": 0, "maybe_lost": 0,
     }  # fmt: skip
     (group,) = user.run("inbox", "status", "--database", user.database, "--log", user.database, "--json").objects()
     lag = group.pop("lag_messages")

@@ -91,6 +91,7 @@ def test_messages_arrive_whole_and_in_order(url: str, broker: Broker, delivery: 
     )
     drain(url, broker.url, delivery=delivery)
     assert len(broker.records(topic)) == 21, "nothing is sent twice by a run that finds nothing"
+    assert status(url)[0].maybe_lost == 0
 
 
 def test_a_java_client_would_choose_the_same_partitions(served: str, broker: Broker):

@@ -29,6 +29,7 @@ from relay.move.contract import Mover, Work
 from relay.reader.contract import Limits
 from relay.reader.postgresql import PostgresqlReader
 from relay.registration import register
+from relay.status import status
 from relay.topics import parse_topics
 
 
@@ -206,6 +207,7 @@ def test_at_most_once_saves_its_step_before_it_produces_so_a_crash_between_repea
     write(url, "orders", "sent")
     drain(url, standing.log_url, name="t", delivery="at-most-once")
     assert standing.read() == [b"sent"]
+    assert status(url)[0].maybe_lost == 1, "the one, and not what arrived"
     assert "of 1 messages up to position 1 some may be lost: the log went away" in caplog.text
 
 

@@ -93,7 +93,7 @@ def test_a_topic_that_does_not_exist_is_a_notice(filled: str) -> None:
 
 def test_status_is_a_list_of_objects_or_a_table(filled: str) -> None:
     (found,) = json.loads(relay("status", "--json", "--database", filled).stdout)
-    assert ",".join(found) == "relay,lag_messages,lag_seconds,position,owner,epoch,dead_letters,unclaimed"
+    assert ",".join(found) == "relay,lag_messages,lag_seconds,position,owner,epoch,dead_letters,unclaimed,maybe_lost"
     assert (found["relay"], found["lag_messages"], found["position"], found["owner"]) == ("default", 0, 3, None)
     heading, line = relay("status", "--database", filled).stdout.splitlines()
     assert heading.split()[:2] == ["relay", "lag_messages"] and line.split()[:2] == ["default", "0"]

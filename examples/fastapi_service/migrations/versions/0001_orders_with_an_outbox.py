@@ -184,6 +184,7 @@ def upgrade() -> None:
     sa.Column('open_last', sa.BigInteger(), nullable=True),
     sa.Column('open_entries', sa.BigInteger(), nullable=True),
     sa.Column('open_digest', sa.BigInteger(), nullable=True),
+    sa.Column('maybe_lost', sa.BigInteger(), server_default='0', nullable=False),
     sa.PrimaryKeyConstraint('incarnation', 'step'),
     comment='outbox-relay-inbox: outbox, version 1'
     )
