@@ -11,6 +11,8 @@ import pytest
 from kafka_cluster import BROKERS, KafkaCluster
 from whole_road_to_kafka import Whole
 
+LEASE_SECONDS = 3.0
+"""Three brokers and a relay on two cores: within two leases a producer has to be opened."""
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
 DELIVERIES = [("exactly-once", "by_offset"), ("at-least-once", "inbox")][
     : 2 if os.environ.get("OUTBOX_TEST_LONG") else 1
@@ -44,7 +46,9 @@ def test_each_of_three_brokers_dies_and_the_others_go_on(
     it for a refusal would blame a message; an unanswered commit taken for a failed one would double. One that went on
     asking the controller that is dead would wait for minutes. With two dead nothing can be stored, and everybody waits.
     """
-    whole = Whole(database, tmp_path, cluster.url(), delivery, inbox, seed=SEED, replication=BROKERS)
+    whole = Whole(
+        database, tmp_path, cluster.url(), delivery, inbox, seed=SEED, replication=BROKERS, lease=LEASE_SECONDS
+    )
     try:
         road, consumers = whole.road, whole.consumers
         processes = [road.start_relay(), consumers.start(), consumers.start()]

@@ -22,6 +22,7 @@ class Whole:
         inbox: which one of `kafka_billing`.
         seed: of everything random.
         replication: how many brokers have each partition.
+        lease: the relays' lease in seconds.
 
     Attributes:
         road: from the outbox to Kafka.
@@ -38,10 +39,11 @@ class Whole:
         *,
         seed: int = 1,
         replication: int = 1,
+        lease: float = 1.0,
     ) -> None:
         rows(database, billing.SCHEMA)
         topics = Topics(f"{url}?log_level=0").make(replication)
-        self.road = KafkaRoad(database, folder, url, topics, delivery, seed=seed)
+        self.road = KafkaRoad(database, folder, url, topics, delivery, seed=seed, lease=lease)
         self.consumers = KafkaConsumers(database, folder, url, topics, inbox=inbox, seed=seed)
         self._user = User(folder, database)
         self._log = url
