@@ -46,7 +46,7 @@ class Admin:
         """A question begins: what connections have said before is not the reason why it gets no answer."""
         self._faults.forget()
 
-    def answer(self, doing: str, future: "Future[Answer]", seconds: float = ASK_SECONDS) -> Answer:
+    def answer(self, doing: str, future: "Future[Answer]") -> Answer:
         """Wait for what was asked of the brokers; no longer than until none of them can be reached.
 
         One that knew its way is not waited for once a connection fails: another may know a better one.
@@ -55,7 +55,7 @@ class Admin:
             Unreachable: there is no answer.
             OutboxError: the answer is an error; see `ours`.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + ASK_SECONDS
         while not wait([future], SLICE_SECONDS).done:
             self.client.poll(0)
             lost = self.has_answered and self._faults.words is not None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, TypeVar
 
 from confluent_kafka import Consumer as Client
@@ -109,10 +110,14 @@ class Cluster:
 
     def ask_for(self, topics: Collection[str]) -> None:
         """Ask for topics in the way that has brokers make them which make topics by themselves."""
-        client = made(AdminClient, self._address, Faults(), {})
         with translated("asking for topics"):
             for name in sorted(topics):
-                client.list_topics(name, timeout=ASK_SECONDS)
+                self._making.list_topics(name, timeout=ASK_SECONDS)
+
+    @cached_property
+    def _making(self) -> AdminClient:
+        """The client whose questions have topics made: those of the others must not."""
+        return made(AdminClient, self._address, Faults(), {})
 
     def make(self, topics: Collection[str], *, partitions: int, replication: int | None) -> None:
         """Make topics; one that is there already is left alone.
