@@ -12,7 +12,7 @@ import billing
 import pytest
 from consumers import GONE_SECONDS, Consumers, OwnersWatch
 from road import Road, under_faults
-from writers import Writers
+from writers import Writers, write_without_keys
 
 from tests.databases import rows, wait_until
 
@@ -35,19 +35,6 @@ def consumers(road: Road, tmp_path: Path) -> Iterator[Consumers]:
     consumers = Consumers(road.database, tmp_path, SEED)
     yield consumers
     consumers.end()
-
-
-def write(road: Road, topic: str, count: int) -> None:
-    """Messages without keys, so that all partitions get some; known to the checker."""
-    rows(
-        road.database,
-        "with written as (insert into done select 0, coalesce((select max(n) from done), 0) + n, ?, null, null"
-        " from generate_series(1, ?) as n returning n, topic)"
-        " insert into outbox (topic, payload) select topic,"
-        " convert_to(json_build_object('writer', 0, 'n', n, 'version', null)::text, 'UTF8') from written",
-        topic,
-        count,
-    )
 
 
 def relay_once(road: Road) -> None:
@@ -92,8 +79,8 @@ def test_a_group_goes_on_by_itself_when_a_member_is_stopped_inside_its_transacti
     Without a time-out on idle transactions, and an end to sessions that hold a claim for too long, its partition waits
     until somebody wakes it up.
     """
-    write(road, "orders", 300)
-    write(road, "payments", 300)
+    write_without_keys(road.database, "orders", 300)
+    write_without_keys(road.database, "payments", 300)
     relay_once(road)
     members = [consumers.start("one_stops") for _ in range(3)]
     consumers.caught_up()
@@ -101,7 +88,7 @@ def test_a_group_goes_on_by_itself_when_a_member_is_stopped_inside_its_transacti
     assert consumers.effects() == 600
     stopped.resume()
     wait_until(lambda: bool(consumers.member(stopped)), f"it is in the group again\n{consumers.words()}")
-    write(road, "orders", 100)
+    write_without_keys(road.database, "orders", 100)
     road.drained()
     consumers.caught_up()
     report = consumers.report()
@@ -112,7 +99,7 @@ def test_a_group_goes_on_by_itself_when_a_member_is_stopped_inside_its_transacti
 def test_a_slow_handler_costs_no_membership(road: Road, consumers: Consumers):
     """INVARIANT I4: partitions are not taken from a member that works, however long, and its work is not repeated."""
     assert billing.SLOW_SECONDS > 1.5 * GONE_SECONDS
-    write(road, "orders", 300)
+    write_without_keys(road.database, "orders", 300)
     relay_once(road)
     first = consumers.start("one_slow")
     wait_until(consumers.mark.exists, "it handles slowly")
@@ -131,16 +118,16 @@ def test_while_a_new_version_is_rolled_out_nobody_gets_what_it_does_not_handle(r
     old = consumers.start("before_payments", said="old.txt")
     new = consumers.start("inbox", said="new.txt")
     wait_until(lambda: bool(consumers.member(old) and consumers.member(new)), "both are in the group")
-    write(road, "orders", 100)
-    write(road, "payments", 100)
+    write_without_keys(road.database, "orders", 100)
+    write_without_keys(road.database, "payments", 100)
     road.drained()
     consumers.caught_up()
     assert len(owners(road, "orders")) == 2
     assert owners(road, "payments") == set(consumers.member(new))
     new.terminate()
     assert new.ended() == 0
-    write(road, "payments", 50)
-    write(road, "orders", 50)
+    write_without_keys(road.database, "payments", 50)
+    write_without_keys(road.database, "orders", 50)
     road.drained()
     wait_until(lambda: consumers.effects() == 250, f"the orders are handled\n{old.words()}")
     wait_until(lambda: "topic payments waits" in old.words(), "it is said")
@@ -152,8 +139,8 @@ def test_while_a_new_version_is_rolled_out_nobody_gets_what_it_does_not_handle(r
 
 def test_two_members_that_run_once_both_end_when_all_is_handled(road: Road, consumers: Consumers):
     """INVARIANT I1: neither leaves to the other what the other has left to it."""
-    write(road, "orders", 500)
-    write(road, "payments", 500)
+    write_without_keys(road.database, "orders", 500)
+    write_without_keys(road.database, "payments", 500)
     relay_once(road)
     members = [consumers.start(once=True) for _ in range(2)]
     assert [member.ended() for member in members] == [0, 0], consumers.words()

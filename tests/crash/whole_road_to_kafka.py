@@ -7,6 +7,7 @@ from acceptance.commands import Ended, User
 from kafka_consumers import KafkaConsumers
 from kafka_topics import PARTITIONS, Topics
 from road_to_kafka import KafkaRoad
+from writers import write_without_keys
 
 from tests.databases import rows
 
@@ -71,17 +72,9 @@ class Whole:
         return {name: dict.fromkeys(map(str, range(PARTITIONS)), 0) for name in self.road.topics.names}
 
     def write(self, count: int) -> None:
-        """Messages without keys, in every topic, so that all partitions get some; known to the checker."""
+        """Write so many messages without keys into every topic."""
         for topic in self.road.topics.names:
-            rows(
-                self.road.database,
-                "with written as (insert into done select 0, coalesce((select max(n) from done), 0) + n, ?, null, null"
-                " from generate_series(1, ?) as n returning n, topic)"
-                " insert into outbox (topic, payload) select topic,"
-                " convert_to(json_build_object('writer', 0, 'n', n, 'version', null)::text, 'UTF8') from written",
-                topic,
-                count,
-            )
+            write_without_keys(self.road.database, topic, count)
 
     def relay_once(self) -> None:
         assert self.road.ended(self.road.start_relay(once=True)) == 0, self.words()

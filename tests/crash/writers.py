@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import psycopg
 
+from tests.databases import rows
+
 KEYS = [f"key-{number:02}" for number in range(20)]
 SCHEMA = """
 create table counters (key text primary key, version bigint not null);
@@ -39,6 +41,19 @@ def prepare_database(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(SCHEMA)
         connection.cursor().executemany("insert into counters values (%s, 0)", [(key,) for key in KEYS])
+
+
+def write_without_keys(database: str, topic: str, count: int) -> None:
+    """Messages without keys, so that all partitions get some; known to the checker."""
+    rows(
+        database,
+        "with written as (insert into done select 0, coalesce((select max(n) from done), 0) + n, ?, null, null"
+        " from generate_series(1, ?) as n returning n, topic)"
+        " insert into outbox (topic, payload) select topic,"
+        " convert_to(json_build_object('writer', 0, 'n', n, 'version', null)::text, 'UTF8') from written",
+        topic,
+        count,
+    )
 
 
 def topic_of(key: str | None, suffix: str = "") -> str:
