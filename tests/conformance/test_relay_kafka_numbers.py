@@ -16,6 +16,7 @@ from relay import Relay
 from relay.database import open_database
 from relay.logs import ProducerIdentity, open_log
 from relay.logs.kafka import transactions
+from relay.logs.kafka.sending import Sender
 from relay.logs.kafka.transactions import TransactionalProducer
 from relay.move.contract import Work
 from relay.reader.contract import Limits
@@ -210,31 +211,62 @@ def test_a_number_that_belongs_to_neither_is_a_stop_in_words(road: Road):
     assert road.is_whole()
 
 
+def stale_producer(holder: Standing) -> Any:
+    """Open a producer of the epoch before the holder's."""
+    work = holder.work
+    return work.log.producer(
+        ProducerIdentity("default", work.installation, work.incarnation, Epoch(0), 10.0, "exactly-once")
+    )
+
+
+def stale_producer_opened_late(holder: Standing, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Open one that has looked at the epoch before the holder came."""
+    with monkeypatch.context() as late:
+        late.setattr(TransactionalProducer, "_refuse_if_newer", lambda *_: None)
+        return stale_producer(holder)
+
+
 def test_a_stale_relay_that_opens_late_ends_the_work_of_the_one_that_holds_the_lease_and_that_one_goes_on(
     road: Road, monkeypatch: pytest.MonkeyPatch
 ):
-    """INVARIANT I6: the stale one is told by the epoch; the other begins again, at once and under --once too."""
+    """INVARIANT I6: the stale one is told by the epoch; the other goes on with another producer, which fences it."""
     road.write(3)
     holder = road.standing()
     with pytest.raises(Fenced, match="produces with epoch 1 by now; this one has 0"):
-        holder.work.log.producer(
-            ProducerIdentity(
-                "default", holder.work.installation, holder.work.incarnation, Epoch(0), 10.0, "exactly-once"
-            )
-        )
-    # As one would that has looked at the epoch before the holder came.
-    monkeypatch.setattr(TransactionalProducer, "_refuse_if_newer", lambda *_: None)
-    stale = holder.work.log.producer(
-        ProducerIdentity("default", holder.work.installation, holder.work.incarnation, Epoch(0), 10.0, "exactly-once")
-    )
-    monkeypatch.undo()
-    with pytest.raises(Retryable, match=r"the lease is ours.*opened anew") as caught:
-        while True:
+        stale_producer(holder)
+    stale = stale_producer_opened_late(holder, monkeypatch)
+    while not holder.mover.step().empty:
+        pass
+    assert road.is_whole()
+    stale.produce(1, [])
+    with pytest.raises(Fenced):
+        stale.settle(30)
+    stale.close()
+    holder.leave()
+
+
+def test_a_stale_relay_that_opens_before_the_holders_commit_fences_it_and_the_holder_begins_again(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+):
+    """INVARIANT I6: at once, and under --once too; what was not committed is sent again."""
+    road.write(3)
+    holder = road.standing()
+    flush = Sender.flush
+    opened: list[Any] = []
+
+    def flush_and_be_fenced(sender: Sender, seconds: float) -> bool:
+        done = flush(sender, seconds)
+        opened.append(stale_producer_opened_late(holder, monkeypatch))
+        return done
+
+    with monkeypatch.context() as slow, pytest.raises(Retryable, match=r"the lease is ours.*opened anew") as caught:
+        slow.setattr(Sender, "flush", flush_and_be_fenced)
+        while not opened:
             holder.mover.step()
+        holder.mover.finish()
     assert isinstance(caught.value.__cause__, Fenced)
     holder.leave()
-    rows(road.database, "select 1")
-    stale.close()
+    opened[0].close()
     road.drain()
     assert road.is_whole()
 
@@ -264,7 +296,8 @@ def test_a_transaction_that_cannot_even_begin_is_begun_by_another_producer(road:
     """INVARIANT I8: an error of the client's that is not foreseen there must not end the relay."""
     road.write(3)
     standing = road.standing()
-    standing.mover._producer._producer = CannotBegin(standing.mover._producer._producer)
+    sender = standing.mover._producer._sender
+    sender.producer = CannotBegin(sender.producer)
     with pytest.raises(Retryable, match="beginning a transaction: not in this state"):
         while True:
             standing.mover.step()

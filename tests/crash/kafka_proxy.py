@@ -44,6 +44,15 @@ class KafkaProxy(Proxy):
         """End all connections once the next request of a kind has gone to the broker: its answer is lost."""
         self._set(kind, self._cut_clients)
 
+    def shut_behind(self, kind: Request) -> None:
+        """Do as `cut_behind`, and let nobody in until `let_go`."""
+
+        def shut(last: bytes) -> bytes:
+            self._close_door()
+            return self._cut_clients(last)
+
+        self._set(kind, shut)
+
     def hold(self, kind: Request) -> None:
         """Keep the next request of a kind, and all that come behind it, until `let_go`."""
         self._set(kind, self._hold)

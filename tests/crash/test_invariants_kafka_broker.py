@@ -157,6 +157,29 @@ def test_connections_cut_as_a_producer_is_opened_cost_another_attempt(roads: Roa
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
+def test_a_chunk_that_was_stored_and_is_given_up_is_sent_again_whole(roads: Roads, proxy: KafkaProxy, delivery: str):
+    """INVARIANT I1: the answer to a batch is lost, and no connection is to be had until the chunk is given up.
+
+    A client that aborts and goes on numbers the next records as those of the lost answer: the broker, which has them in
+    the transaction that was aborted, takes the same chunk for a repeat, acknowledges it, and stores nothing.
+    """
+    road = roads(delivery, lease=3.0)
+    road.start_relay()
+    writers = road.writers(120, seed=SEED + 4).start()
+    for _ in range(2):
+        road.moves_on()
+        proxy.shut_behind(Request.PRODUCE)
+        wait_until(lambda: not proxy.is_set(), f"no batch\n{road.words()}")
+        step = road.newest()[1]
+        # The lease was renewed twice, each time after a third of it; a chunk has half of it to be taken in.
+        wait_until(lambda step=step: road.newest()[1] >= step + 2, f"the chunk is given up\n{road.words()}")
+        proxy.let_go()
+    road.moves_on()
+    writers.stop()
+    nothing_wrong(road)
+
+
+@pytest.mark.parametrize("delivery", DELIVERIES)
 def test_a_broker_that_hangs_or_refuses_costs_time_and_nothing_else(roads: Roads, proxy: KafkaProxy, delivery: str):
     """INVARIANT I8: while the broker does not answer the relay says so and keeps trying; then it catches up by itself.
 

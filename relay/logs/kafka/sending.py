@@ -98,10 +98,6 @@ class Sender:
         self.producer: Producer = made(Producer, self._address, Faults(), {**self._settings, **batches})
         self._priming = Priming(self._partitioner, self._topics.partitions, self._confirm) if self._primes else None
 
-    def begin(self) -> None:
-        """Forget what was refused: it is gone, with the transaction that it was in."""
-        self._refused = None
-
     def send(self, chunk: Sequence[Entry]) -> Failure | None:
         """Hand the chunk over, up to the first entry that cannot be a record; return why that cannot.
 

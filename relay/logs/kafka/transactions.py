@@ -2,7 +2,11 @@
 
 The number is the committed offset of a topic of ours that holds nothing, in a group of the relay's own; Kafka commits
 it with the chunk's records, or neither. A second partition of that topic has the epoch. Opening the producer ends what
-older epochs have begun, and fences them.
+older epochs have begun, and fences them. So does opening another one of librdkafka's, for a chunk that is given up: one
+that goes on behind an aborted transaction gives the sequences of records whose acknowledgement it has not seen to the
+next ones (tried, 2.16.0; "advancing epoch base msgid" in its rdkafka_partition.c), and a broker that had stored them
+takes those for repeats and stores nothing.
+
 Offsets of a group that commits nothing for `offsets.retention.minutes` (seven days) are forgotten by the brokers, so a
 relay that is idle for long commits its number alone now and then, and before its first chunk.
 """
@@ -11,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TypeVar
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
@@ -53,7 +58,7 @@ Result = TypeVar("Result")
 
 
 class _Abortable(Retryable):
-    """The transaction cannot be committed any more; the producer is good when it was aborted."""
+    """The transaction cannot be committed any more."""
 
 
 class TransactionalProducer:
@@ -78,8 +83,8 @@ class TransactionalProducer:
             # returns (librdkafka issue 5511). A relay opens another producer where this one finds nobody any more.
             "metadata.recovery.strategy": "none",
         }
-        self._sender = Sender(address, topics, identity, settings)
-        self._producer = self._sender.producer
+        self._make = partial(Sender, address, topics, identity, settings)
+        self._sender = self._make()
         # It never joins its group: it only names it, and reads what was committed.
         group = {"group.id": name, "isolation.level": "read_committed", "enable.auto.commit": False}
         self._reader = made(Consumer, address, Faults(), group)
@@ -104,7 +109,7 @@ class TransactionalProducer:
         # one may have come in between.
         self._refuse_if_newer(self._stored(EPOCH))
         # A coordinator that is still loading its state says so, for a while after a broker's start.
-        self._until_done("opening the relay's transactions", self._producer.init_transactions)
+        self._until_done("opening the relay's transactions", self._sender.producer.init_transactions)
         self._refuse_if_newer(self._stored(EPOCH))
         self._number = self._stored(NUMBER)
         self._expected = None if self._number is None else self._number + 1
@@ -169,11 +174,9 @@ class TransactionalProducer:
 
     def _end(self, number: int, trouble: Failure | Retryable | None) -> Failure | None:
         """Store chunk and number, or nothing of them."""
-        trouble = trouble or self._taken()
-        if trouble is None:
-            self._commit(number)
+        trouble = trouble or self._taken() or self._committed(number)
+        if trouble is None or not self._given_up(number):
             return None
-        self._abort()
         if isinstance(trouble, Retryable):
             raise trouble
         return trouble
@@ -183,8 +186,7 @@ class TransactionalProducer:
         self._commit(number)
 
     def _begin(self) -> None:
-        self._sender.begin()
-        self._until_done("beginning a transaction", lambda _: self._producer.begin_transaction())
+        self._until_done("beginning a transaction", lambda _: self._sender.producer.begin_transaction())
 
     def _taken(self) -> Failure | Retryable | None:
         """Wait until the brokers have all records.
@@ -201,26 +203,39 @@ class TransactionalProducer:
             return TimedOut(f"a chunk was not taken: {failure.reason}")
         return failure
 
+    def _committed(self, number: int) -> TimedOut | None:
+        """Commit chunk and number; return why they have to be given up, if so."""
+        try:
+            self._commit(number)
+        except _Abortable as error:
+            return TimedOut(str(error))
+        return None
+
     def _commit(self, number: int | None) -> None:
         positions = [TopicPartition(NUMBERS, EPOCH, self._identity.epoch)]
         if number is not None:
             positions.append(TopicPartition(NUMBERS, NUMBER, number))
         group = self._reader.consumer_group_metadata()
-        try:
-            self._until_done(
-                "storing a chunk's number",
-                lambda seconds: self._producer.send_offsets_to_transaction(positions, group, seconds),
-            )
-            self._until_done("committing a chunk", self._producer.commit_transaction)
-        except _Abortable as error:
-            self._abort()
-            raise TimedOut(str(error)) from error
+        self._until_done(
+            "storing a chunk's number",
+            lambda seconds: self._sender.producer.send_offsets_to_transaction(positions, group, seconds),
+        )
+        self._until_done("committing a chunk", self._sender.producer.commit_transaction)
         if number is not None:
             self._expected, self._kept = number + 1, time.monotonic()
 
-    def _abort(self) -> None:
-        """End the transaction; when this returns, nothing of it can be read, ever."""
-        self._until_done("giving a chunk up", self._producer.abort_transaction)
+    def _given_up(self, number: int) -> bool:
+        """Go on with another producer; when this returns, nothing of the chunk can be read, ever.
+
+        Unless it is stored after all: then this returns False.
+        """
+        self._sender.close()
+        self._sender = self._make()
+        self._open()
+        if self._number == number:
+            return False
+        self._expected = number
+        return True
 
     def _until_done(self, doing: str, call: Callable[[float], Result]) -> Result:
         """Call until it is done; a call that timed out goes on where it was.
@@ -232,6 +247,8 @@ class TransactionalProducer:
         """
         deadline = time.monotonic() + self._patience_seconds
         while True:
+            if self._closed:  # a call could fence whoever came after us
+                raise Unreachable(f"{doing}: the producer was closed")
             try:
                 return call(CALL_SECONDS)
             except KafkaException as error:
@@ -240,7 +257,7 @@ class TransactionalProducer:
                     raise _Abortable(f"{doing}: {said.str()}") from error
                 if not (said.retriable() or said.code() in _PASSING):
                     raise ours(said, doing) from error
-                if self._closed or time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise Unreachable(f"{doing}: {said.str()}") from error
                 time.sleep(PAUSE_SECONDS)
 
