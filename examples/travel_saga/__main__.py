@@ -30,6 +30,8 @@ OFFERS = {
     "hotels": {"Lisbon": TRIPS, "Oslo": TRIPS, "Rome": 12},
     "cars": {"Lisbon": TRIPS, "Oslo": 15},  # and no cars in Rome at all
 }
+HELD_BACK = (0.0, 0.1, 0.1, 0.5)
+"""Which share of the trips waits while so many troubles are to come: each is to find trips under way."""
 STUCK_SECONDS = 60  # nothing has moved for so long: something is broken
 
 
@@ -70,14 +72,17 @@ class Demo:
             self.processes.start(f"{service} relay", "relay", "run", environment=self.stage.environment(service))
             self.start(service)
 
-    def order_trips(self) -> None:
+    def order_trips(self, troubles: int) -> None:
         """Order trips, as an API would: in a transaction of the orchestrator's database.
 
-        The first one alone: when it has ended, all processes are up.
+        The first one alone: when it has ended, all processes are up. `troubles` are still to come.
         """
-        if self.requested == 1 and not _ended(self.look()):
+        ended = _ended(self.look())
+        if self.requested == 1 and not ended:
             return
-        for _ in range(min(TRIPS_A_TICK, TRIPS - self.requested) if self.requested else 1):
+        held_back = 0 if ended == self.requested else int(TRIPS * HELD_BACK[troubles])
+        wanted = TRIPS - held_back - self.requested
+        for _ in range(min(TRIPS_A_TICK, wanted) if self.requested else 1):
             with Session(self.engine) as session, session.begin():
                 saga.request(session, random.choice(CUSTOMERS), random.choice(CITIES))
             self.requested += 1
@@ -99,7 +104,7 @@ class Demo:
         moved_at, before, shown = time.monotonic(), Counter[str](), 0.0
         while True:
             self.processes.complain_if_one_ended()
-            self.order_trips()
+            self.order_trips(len(trouble))
             now = self.look()
             if time.monotonic() - shown >= 1:
                 shown = time.monotonic()
