@@ -8,6 +8,7 @@ PYTHON   ?=
 ARGS     ?=
 WORKERS  ?= 2
 VERSION  ?= all
+FAST      = tests/house tests/unit tests/properties
 VERSIONED = $(addprefix tests/conformance/test_, reader_postgresql.py relay_postgresql.py relay_sessions.py \
   relay_elsewhere.py plans.py journal.py log_builtin.py log_builtin_groups.py inbox_claims.py inbox_handling.py \
   retention_outbox.py retention_log.py retention_inbox.py)
@@ -39,7 +40,7 @@ check: $(INSTALLED) ## format, lint, import rules, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/house tests/unit tests/properties $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(FAST) $(ARGS)
 
 format: $(INSTALLED) ## format, and mend what the linter can
 	$(BIN)/ruff format .

@@ -3,18 +3,27 @@
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from confluent_kafka import OFFSET_INVALID, TopicPartition
 
 from outbox.errors import Unreachable
+from relay.logs.contract import Partition
 from relay.logs.kafka import admin as admins
 from relay.logs.kafka.address import Address
 from relay.logs.kafka.admin import Admin, Admins
 from relay.logs.kafka.cluster import Cluster
+from relay.logs.worker import done
 
 API_VERSIONS, METADATA = 18, 3
+PARTITIONS = [Partition("orders", "an id", number) for number in range(3)]
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 UNKNOWN_TOPIC = 3
 ADDRESS = Address("127.0.0.1:1", {})
 
@@ -60,6 +69,36 @@ def test_two_threads_that_miss_an_answer_make_one_client_between_them():
     fresh = clients.newest
     clients.renew(lost)
     assert clients.newest is fresh
+
+
+class Leaders:
+    """A client that brings what the leaders of partitions say, by their numbers."""
+
+    def __init__(self, *offsets: int) -> None:
+        self._offsets = offsets
+
+    def list_offsets(self, asked: Iterable[TopicPartition], **_: Any) -> dict[TopicPartition, "Future[Any]"]:
+        return {part: done(lambda part=part: SimpleNamespace(offset=self._offsets[part.partition])) for part in asked}
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, leaders: Leaders) -> Cluster:
+    monkeypatch.setattr(admins, "made", lambda *_: leaders)
+    return Cluster(ADDRESS)
+
+
+@pytest.mark.parametrize("nothing", [OFFSET_INVALID, -1])
+def test_a_leader_that_has_not_answered_is_no_answer(monkeypatch: pytest.MonkeyPatch, nothing: int):
+    """INVARIANT I8: of a leader that goes away the client brings no error; a member took the end of its partition for
+    one far below where it stood, said that the log had lost records, and ended."""
+    cluster = cluster_of(monkeypatch, Leaders(5, nothing, 7))
+    with pytest.raises(Unreachable, match="what 'orders' holds: the leader of partition 1 has not answered"):
+        cluster.bounds(PARTITIONS)
+
+
+def test_a_leader_that_has_not_answered_is_no_partition_without_records_since(monkeypatch: pytest.MonkeyPatch):
+    cluster = cluster_of(monkeypatch, Leaders(5, OFFSET_INVALID, 7))
+    with pytest.raises(Unreachable, match="the leader of partition 1 has not answered"):
+        cluster.offsets_at(PARTITIONS, NOW)
 
 
 class BareBroker:

@@ -31,6 +31,9 @@ from relay.logs.kafka.errors import UNKNOWN_TOPIC, ours, translated
 
 Answer = TypeVar("Answer")
 
+NONE_SINCE = -1
+"""What brokers answer where they have no record of a time or later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -97,8 +100,8 @@ class Cluster:
         first, end = (self._offsets(wanted, spec) for spec in (specs.earliest(), specs.latest()))
         return {one: Bounds(first[one], end[one]) for one in wanted}
 
-    def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
-        return self._admins.asked(lambda admin: _offsets_asked(admin, partitions, spec))
+    def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec, least: int = 0) -> dict[Partition, Offset]:
+        return self._admins.asked(lambda admin: _offsets_asked(admin, partitions, spec, least))
 
     def configs(self, topics: Collection[str]) -> dict[str, dict[str, str]]:
         """Return the settings of topics; those that do not exist or may not be asked for are left out.
@@ -230,7 +233,7 @@ class Cluster:
         specs: Any = OffsetSpec  # it has no types
         # First, so that what comes in between is not skipped.
         ends = self._offsets(wanted, specs.latest())
-        found = self._offsets(wanted, specs.for_timestamp(max(0, math.ceil(time.timestamp() * 1000))))
+        found = self._offsets(wanted, specs.for_timestamp(max(0, math.ceil(time.timestamp() * 1000))), least=NONE_SINCE)
         return {one: found[one] if found[one] >= 0 else ends[one] for one in wanted}
 
 
@@ -269,15 +272,27 @@ def _unless_unknown(admin: Admin, doing: str, future: "Future[Answer]") -> Answe
         raise
 
 
-def _offsets_asked(admin: Admin, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, Offset]:
+def _offsets_asked(
+    admin: Admin, partitions: Sequence[Partition], spec: OffsetSpec, least: int
+) -> dict[Partition, Offset]:
+    """Ask the leaders of partitions.
+
+    Of a leader that goes away meanwhile librdkafka reports no error, and the offset that means "none" (tried, 2.16.0).
+
+    Raises:
+        Unreachable: one of them has not answered, or its answer is below `least`.
+    """
     asked = {TopicPartition(one.topic, one.number): spec for one in partitions}
     futures = admin.client.list_offsets(
         asked, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ASK_SECONDS
     )
-    found = {
-        (part.topic, part.partition): Offset(admin.answer(f"asking what {part.topic!r} holds", future).offset)
-        for part, future in futures.items()
-    }
+    found = {}
+    for part, future in futures.items():
+        doing = f"asking what {part.topic!r} holds"
+        offset = Offset(admin.answer(doing, future).offset)
+        if offset < least:
+            raise Unreachable(f"{doing}: the leader of partition {part.partition} has not answered")
+        found[part.topic, part.partition] = offset
     return {one: found[one.topic, one.number] for one in partitions}
 
 
