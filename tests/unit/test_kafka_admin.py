@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from outbox.errors import Unreachable
 from relay.logs.contract import Partition
@@ -72,13 +72,22 @@ def test_two_threads_that_miss_an_answer_make_one_client_between_them():
 
 
 class Leaders:
-    """A client that brings what the leaders of partitions say, by their numbers."""
+    """A client that brings what the leaders of partitions say, by their numbers; an error it brings for all."""
 
-    def __init__(self, *offsets: int) -> None:
+    def __init__(self, *offsets: int, error: int | None = None) -> None:
         self._offsets = offsets
+        self._error = error
 
     def list_offsets(self, asked: Iterable[TopicPartition], **_: Any) -> dict[TopicPartition, "Future[Any]"]:
+        if self._error is not None:
+            return {part: failed(KafkaException(KafkaError(self._error))) for part in asked}
         return {part: done(lambda part=part: SimpleNamespace(offset=self._offsets[part.partition])) for part in asked}
+
+
+def failed(error: Exception) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 def cluster_of(monkeypatch: pytest.MonkeyPatch, leaders: Leaders) -> Cluster:
@@ -99,6 +108,16 @@ def test_a_leader_that_has_not_answered_is_no_partition_without_records_since(mo
     cluster = cluster_of(monkeypatch, Leaders(5, OFFSET_INVALID, 7))
     with pytest.raises(Unreachable, match="the leader of partition 1 has not answered"):
         cluster.offsets_at(PARTITIONS, NOW)
+
+
+def test_a_client_that_asks_by_the_leader_before_is_not_asked_again(monkeypatch: pytest.MonkeyPatch):
+    """INVARIANT I8: it goes on so for a minute and more, and no member could begin."""
+    clients = [Leaders(5, 6, 7), Leaders(error=KafkaError.FENCED_LEADER_EPOCH), Leaders(5, 6, 8)]
+    monkeypatch.setattr(admins, "made", lambda *_: clients.pop(0))
+    cluster = Cluster(ADDRESS)
+    assert cluster.bounds(PARTITIONS)[PARTITIONS[2]].end == 7
+    cluster._admins.newest.client = clients.pop(0)
+    assert cluster.bounds(PARTITIONS)[PARTITIONS[2]].end == 8
 
 
 class BareBroker:
