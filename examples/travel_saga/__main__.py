@@ -72,12 +72,11 @@ class Demo:
             self.processes.start(f"{service} relay", "relay", "run", environment=self.stage.environment(service))
             self.start(service)
 
-    def order_trips(self, troubles: int) -> None:
+    def order_trips(self, ended: int, troubles: int) -> None:
         """Order trips, as an API would: in a transaction of the orchestrator's database.
 
-        The first one alone: when it has ended, all processes are up. `troubles` are still to come.
+        The first one alone: when it has ended, all processes are up. `ended` have, `troubles` are to come.
         """
-        ended = _ended(self.look())
         if self.requested == 1 and not ended:
             return
         held_back = 0 if ended == self.requested else int(TRIPS * HELD_BACK[troubles])
@@ -104,7 +103,7 @@ class Demo:
         moved_at, before, shown = time.monotonic(), Counter[str](), 0.0
         while True:
             self.processes.complain_if_one_ended()
-            self.order_trips(len(trouble))
+            self.order_trips(_ended(before), len(trouble))
             now = self.look()
             if time.monotonic() - shown >= 1:
                 shown = time.monotonic()
